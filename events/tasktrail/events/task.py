@@ -1,0 +1,202 @@
+"""A task's state: what decisions need, folded from its events.
+
+Guarantees: `evolve` is total and pure; terminal statuses are never left; `last_updated_at_ms` moves with the state
+only. `apply` also checks the chain: sequence and `prev`.
+
+    task = replay(events)
+    task.status
+"""
+
+from collections.abc import Iterable
+from typing import assert_never
+
+import msgspec
+
+from tasktrail.events.authority import Binding, BindingMode, Record
+from tasktrail.events.entry import GENESIS, Entry
+from tasktrail.events.errors import ChainBroken
+from tasktrail.events.facts import (
+    CancelRequested,
+    CommandRefused,
+    Commitment,
+    InputIgnored,
+    InputRequested,
+    InputResponded,
+    Status,
+    StatusReported,
+    TaskCancelled,
+    TaskCompleted,
+    TaskCreated,
+    TaskEvent,
+    TaskExpired,
+    TaskFailed,
+    TaskResumed,
+    UnknownEvent,
+    WorkerLost,
+)
+
+COMMANDS_KEPT = 256
+"""How many accepted commands of a task are remembered, newest last, so that a repeat returns the first outcome."""
+
+
+class Input(Record, frozen=True, kw_only=True):
+    """One request for input: its method, the commitment to its text, and whether it was answered."""
+
+    method: str
+    request: Commitment
+    response: Commitment | None = None
+
+
+class Task(Record, frozen=True, kw_only=True):
+    """The state of one task. `seq` counts its entries; `leaf` is the hash of the last one."""
+
+    created_by: str = ""
+    binding: Binding
+    binding_mode: BindingMode
+    server: str
+    tool: str
+    status: Status
+    created_at_ms: int
+    last_updated_at_ms: int
+    expires_at_ms: int
+    ttl_ms: int
+    poll_interval_ms: int
+    handle: Commitment
+    arguments: Commitment | None = None
+    message: Commitment | None = None
+    inputs: dict[str, Input] = {}
+    result: Commitment | None = None
+    is_error: bool = False
+    error: Commitment | None = None
+    cancel_requested_at_ms: int | None = None
+    expired_at_ms: int | None = None
+    seq: int = 0
+    leaf: str = GENESIS
+    commands: dict[str, str] = {}
+
+    @property
+    def outstanding(self) -> dict[str, Input]:
+        """The requests that still wait for an answer, by key, in the order they were made."""
+        return {key: one for key, one in self.inputs.items() if one.response is None}
+
+    @property
+    def live(self) -> bool:
+        """Whether the task can still change."""
+        return not self.status.terminal and self.expired_at_ms is None
+
+
+def _created(event: TaskCreated) -> Task:
+    return Task(
+        binding=event.binding,
+        binding_mode=event.binding_mode,
+        server=event.server,
+        tool=event.tool,
+        status=Status.WORKING,
+        created_at_ms=event.at_ms,
+        last_updated_at_ms=event.at_ms,
+        expires_at_ms=event.at_ms + event.granted_ttl_ms,
+        ttl_ms=event.granted_ttl_ms,
+        poll_interval_ms=event.poll_interval_ms,
+        handle=event.handle,
+        arguments=event.arguments,
+    )
+
+
+def evolve(task: Task | None, event: TaskEvent | UnknownEvent) -> Task:  # noqa: C901, PLR0911, PLR0912 - one arm per event
+    """The state after one more event.
+
+    Raises:
+        ChainBroken: the first event is not `TaskCreated`, or a later one is.
+    """
+    if task is None:
+        if isinstance(event, TaskCreated):
+            return _created(event)
+        message = f"a task begins with TaskCreated, not with {type(event).__name__}"
+        raise ChainBroken(message)
+    match event:
+        case TaskCreated():
+            message = "a task is created once; a second TaskCreated is on its subject"
+            raise ChainBroken(message)
+        case StatusReported(message=text):
+            return _touched(task, event.at_ms, message=text) if text else task
+        case InputRequested():
+            asked = {**task.inputs, event.key: Input(method=event.method, request=event.request)}
+            return _touched(task, event.at_ms, status=Status.INPUT_REQUIRED, inputs=asked)
+        case InputResponded():
+            answered = msgspec.structs.replace(task.inputs[event.key], response=event.response)
+            return _touched(task, event.at_ms, inputs={**task.inputs, event.key: answered})
+        case TaskResumed():
+            return _touched(task, event.at_ms, status=Status.WORKING)
+        case TaskCompleted():
+            return _touched(
+                task, event.at_ms, status=Status.COMPLETED, result=event.result, is_error=event.is_error, message=None
+            )
+        case TaskFailed():
+            return _touched(task, event.at_ms, status=Status.FAILED, error=event.error, message=None)
+        case TaskCancelled():
+            return _touched(task, event.at_ms, status=Status.CANCELLED, message=None)
+        case CancelRequested():
+            return msgspec.structs.replace(task, cancel_requested_at_ms=event.at_ms)
+        case TaskExpired():
+            return msgspec.structs.replace(task, expired_at_ms=event.at_ms)
+        case InputIgnored() | CommandRefused() | WorkerLost() | UnknownEvent():
+            return task
+        case _:
+            assert_never(event)
+
+
+def _touched(task: Task, at_ms: int, **changes: object) -> Task:
+    return msgspec.structs.replace(task, last_updated_at_ms=at_ms, **changes)
+
+
+def replay(events: Iterable[TaskEvent | UnknownEvent]) -> Task:
+    """The state after these events, the first of which is `TaskCreated`.
+
+    Raises:
+        ChainBroken: there are none, or they do not begin (or begin twice) with `TaskCreated`.
+    """
+    task: Task | None = None
+    for event in events:
+        task = evolve(task, event)
+    if task is None:
+        message = "no events: a task begins with TaskCreated"
+        raise ChainBroken(message)
+    return task
+
+
+def apply(task: Task | None, entry: Entry, leaf: str) -> Task:
+    """The state after one more entry, whose bytes hash to `leaf`.
+
+    Raises:
+        ChainBroken: the entry does not follow the last one applied; the message names both sides.
+    """
+    expected = (task.seq + 1, task.leaf) if task else (1, GENESIS)
+    if (entry.task_seq, entry.prev) != expected:
+        message = (
+            f"entry {entry.id} of task {entry.task_ref} has task_seq {entry.task_seq} and prev "
+            f"{entry.prev or 'none'}; its chain continues with {expected[0]} and {expected[1] or 'none'}"
+        )
+        raise ChainBroken(message)
+    state = task
+    for event in entry.events:
+        state = evolve(state, event)  # type: ignore[arg-type]  # only task events live on a task's subject
+    if state is None:
+        message = f"entry {entry.id} of task {entry.task_ref} holds no event"
+        raise ChainBroken(message)
+    commands = dict(state.commands)
+    commands[entry.id] = outcome_of(entry.events)
+    while len(commands) > COMMANDS_KEPT:
+        del commands[next(iter(commands))]
+    return msgspec.structs.replace(
+        state, created_by=state.created_by or entry.id, seq=entry.task_seq, leaf=leaf, commands=commands
+    )
+
+
+def outcome_of(events: Iterable[object]) -> str:
+    """What became of the command that made these events: `accepted`, `refused` or `ignored`."""
+    made = tuple(events)
+    if any(isinstance(event, CommandRefused) for event in made):
+        return "refused"
+    if made and all(isinstance(event, InputIgnored) for event in made):
+        return "ignored"
+    return "accepted"
