@@ -7,7 +7,6 @@ command.
     decide(CancelTask(id="…", at_ms=now), task)  ->  (CancelRequested(at_ms=now),)
 """
 
-from enum import StrEnum
 from typing import TypeAlias, assert_never
 
 import msgspec
@@ -35,15 +34,6 @@ from tasktrail.events.task import Task
 
 INPUTS_MAX = 256
 """How many requests for input one task may make over its life."""
-
-
-class Outcome(StrEnum):
-    """What became of a command; not a task's status."""
-
-    ACCEPTED = "accepted"
-    REFUSED = "refused"
-    IGNORED = "ignored"
-    UNCHANGED = "unchanged"
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=True):
@@ -81,12 +71,18 @@ class ReportStatus(Command, frozen=True, kw_only=True):
     total: float | None = None
 
 
-class RequestInput(Command, frozen=True, kw_only=True):
-    """The work asks its client for input under a fresh key."""
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """One request for input under a key that the task has not used before."""
 
     key: str
     method: str
     request: Commitment
+
+
+class RequestInput(Command, frozen=True, kw_only=True):
+    """The work asks its client for input: all of these, or none."""
+
+    asks: tuple[Ask, ...]
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,7 +183,7 @@ def _on_live_task(command: TaskCommand, task: Task) -> tuple[TaskEvent, ...]:  #
         case ReportStatus():
             return _report(command, task)
         case RequestInput():
-            return (_ask(command, task),)
+            return _ask(command, task)
         case RespondToInput():
             return _respond(command, task)
         case CompleteTask():
@@ -249,14 +245,19 @@ def _report(command: ReportStatus, task: Task) -> tuple[TaskEvent, ...]:
     )
 
 
-def _ask(command: RequestInput, task: Task) -> InputRequested | CommandRefused:
-    if command.key in task.inputs:
-        return _refused(command, task.status, "key_used", command.key)
-    if len(task.inputs) >= INPUTS_MAX:
-        return _refused(command, task.status, "too_many_inputs", command.key)
+def _ask(command: RequestInput, task: Task) -> tuple[TaskEvent, ...]:
     if task.cancel_requested_at_ms is not None:
-        return _refused(command, task.status, "cancel_requested", command.key)
-    return InputRequested(at_ms=command.at_ms, key=command.key, method=command.method, request=command.request)
+        return (_refused(command, task.status, "cancel_requested"),)
+    if len(task.inputs) + len(command.asks) > INPUTS_MAX:
+        return (_refused(command, task.status, "too_many_inputs"),)
+    used = set(task.inputs)
+    for ask in command.asks:
+        if ask.key in used:
+            return (_refused(command, task.status, "key_used", ask.key),)
+        used.add(ask.key)
+    return tuple(
+        InputRequested(at_ms=command.at_ms, key=ask.key, method=ask.method, request=ask.request) for ask in command.asks
+    )
 
 
 def _respond(command: RespondToInput, task: Task) -> tuple[TaskEvent, ...]:
@@ -300,14 +301,3 @@ def _expire(command: ExpireTask, task: Task) -> tuple[TaskEvent, ...]:
     if task.status.terminal:
         return (expired,)
     return (TaskCancelled(at_ms=command.at_ms, reason="ttl"), expired)
-
-
-def outcome(events: tuple[TaskEvent, ...]) -> Outcome:
-    """What became of the command that gave these events."""
-    if not events:
-        return Outcome.UNCHANGED
-    if any(isinstance(event, CommandRefused) for event in events):
-        return Outcome.REFUSED
-    if all(isinstance(event, InputIgnored) for event in events):
-        return Outcome.IGNORED
-    return Outcome.ACCEPTED

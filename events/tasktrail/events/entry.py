@@ -27,7 +27,7 @@ EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 
 
 class Head(Record, frozen=True, kw_only=True):
-    """Everything of an entry but its events."""
+    """Everything of an entry but its events. `command_sha256` tells a repeated command from another with its id."""
 
     v: int
     id: str
@@ -36,6 +36,8 @@ class Head(Record, frozen=True, kw_only=True):
     task_seq: int = 0
     prev: str = GENESIS
     recorded_at: str
+    command: str = ""
+    command_sha256: str = ""
     authority: Authority
     sealed: dict[str, bytes] = {}
 
@@ -124,6 +126,8 @@ def _entry(head: Head, events: tuple[Event | UnknownEvent, ...]) -> Entry:
         task_seq=head.task_seq,
         prev=head.prev,
         recorded_at=head.recorded_at,
+        command=head.command,
+        command_sha256=head.command_sha256,
         authority=head.authority,
         sealed=head.sealed,
         events=events,

@@ -8,6 +8,7 @@ only. `apply` also checks the chain: sequence and `prev`.
 """
 
 from collections.abc import Iterable
+from enum import StrEnum
 from typing import assert_never
 
 import msgspec
@@ -35,6 +36,16 @@ from tasktrail.events.facts import (
     WorkerLost,
 )
 
+
+class Outcome(StrEnum):
+    """What became of a command; not a task's status."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    IGNORED = "ignored"
+    UNCHANGED = "unchanged"
+
+
 COMMANDS_KEPT = 256
 """How many accepted commands of a task are remembered, newest last, so that a repeat returns the first outcome."""
 
@@ -45,6 +56,14 @@ class Input(Record, frozen=True, kw_only=True):
     method: str
     request: Commitment
     response: Commitment | None = None
+
+
+class Accepted(Record, frozen=True, kw_only=True):
+    """A command that is on the trail: its digest and what became of it (`outcome`, and `reason` when refused)."""
+
+    sha256: str = ""
+    outcome: Outcome
+    reason: str = ""
 
 
 class Task(Record, frozen=True, kw_only=True):
@@ -72,7 +91,7 @@ class Task(Record, frozen=True, kw_only=True):
     expired_at_ms: int | None = None
     seq: int = 0
     leaf: str = GENESIS
-    commands: dict[str, str] = {}
+    commands: dict[str, Accepted] = {}
 
     @property
     def outstanding(self) -> dict[str, Input]:
@@ -184,7 +203,8 @@ def apply(task: Task | None, entry: Entry, leaf: str) -> Task:
         message = f"entry {entry.id} of task {entry.task_ref} holds no event"
         raise ChainBroken(message)
     commands = dict(state.commands)
-    commands[entry.id] = outcome_of(entry.events)
+    outcome, reason = outcome_of(entry.events)
+    commands[entry.id] = Accepted(sha256=entry.command_sha256, outcome=outcome, reason=reason)
     while len(commands) > COMMANDS_KEPT:
         del commands[next(iter(commands))]
     return msgspec.structs.replace(
@@ -192,11 +212,14 @@ def apply(task: Task | None, entry: Entry, leaf: str) -> Task:
     )
 
 
-def outcome_of(events: Iterable[object]) -> str:
-    """What became of the command that made these events: `accepted`, `refused` or `ignored`."""
+def outcome_of(events: Iterable[object]) -> tuple[Outcome, str]:
+    """What became of the command that made these events, and why it was refused if it was."""
     made = tuple(events)
-    if any(isinstance(event, CommandRefused) for event in made):
-        return "refused"
-    if made and all(isinstance(event, InputIgnored) for event in made):
-        return "ignored"
-    return "accepted"
+    for event in made:
+        if isinstance(event, CommandRefused):
+            return Outcome.REFUSED, event.reason
+    if not made:
+        return Outcome.UNCHANGED, ""
+    if all(isinstance(event, InputIgnored) for event in made):
+        return Outcome.IGNORED, ""
+    return Outcome.ACCEPTED, ""

@@ -1,0 +1,1 @@
+"""Adapters that MCP servers import. They bring no service machinery with them."""

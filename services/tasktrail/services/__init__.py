@@ -1,0 +1,1 @@
+"""The shell around the core: Ledger, access, projections at work, HTTP, command line."""

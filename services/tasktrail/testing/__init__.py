@@ -1,0 +1,1 @@
+"""Real servers and given-when-then for tests, ours and others."""

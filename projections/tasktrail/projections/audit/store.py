@@ -1,0 +1,424 @@
+"""The audit store: the trail in one DuckDB file.
+
+Guarantees: rows and the position they bring the store to are one transaction, so that after a kill -9 nothing is there
+twice and nothing is left out; entries, events, denials and rejected messages are append-only (statement triggers: a
+defence in depth, who owns the file can drop them); the whole file is a function of the trail and may be deleted. A
+second process is refused with the holder's name. Needs DuckDB 2; no extension is ever loaded from the network.
+
+Every call blocks: from a coroutine use `asyncio.to_thread`. Any thread may call; reads are snapshots on cursors of
+their own and do not wait for appends.
+
+    store = AuditStore.open(path)
+    store.bind("TRAIL", created, last_seq)
+    store.append(messages)
+    store.timeline(task_ref)
+"""
+
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Self
+
+import duckdb
+import msgspec
+
+from tasktrail.events.subjects import ANONYMOUS_TENANT
+from tasktrail.projections.audit.columns import EntryRow, EventRow, Message, instant
+from tasktrail.projections.audit.errors import (
+    AnotherTrail,
+    AuditStoreError,
+    NotAnAuditStore,
+    StoreBusy,
+    StoreMissing,
+    StoreTooNew,
+    StoreTooOld,
+)
+from tasktrail.projections.audit.history import Found, StepRow, assemble, in_order, task_shown
+from tasktrail.projections.audit.rows import CHANGING, DenialRow, RejectedRow, Rows, TaskRow, read, ref_of
+from tasktrail.projections.audit.timeline import Step, TaskShown, Timeline
+
+SCHEMA_VERSION = 1
+STEPS_MAX = 100_000
+TASKS_MAX = 10_000
+MEMORY_LIMIT = "1GB"
+_GAPS_MAX = 1_000
+_KNOWN_MAX = 20_000
+_HOLDER = re.compile(r"lock is held in (.*) \(PID (\d+)\)")
+_CONFIG: dict[str, str | bool | int | float | list[str]] = {
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "allow_community_extensions": "false",
+    "memory_limit": MEMORY_LIMIT,
+}
+
+
+class Position(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a store has read which stream. `last_seq` is 0 and `stream` empty for a store that has read nothing."""
+
+    stream: str = ""
+    created: datetime | None = None
+    last_seq: int = 0
+
+
+class TaskFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which tasks: a member left out does not filter. Times are epoch milliseconds, from inclusive, until exclusive.
+
+    `live`: still able to change, or not. `before`: created before this stream sequence (the `first_seq` of the last
+    task of the page before).
+    """
+
+    tenant: str | None = None
+    statuses: tuple[str, ...] | None = None
+    server: str | None = None
+    tool: str | None = None
+    iss: str | None = None
+    sub: str | None = None
+    client_id: str | None = None
+    created_from_ms: int | None = None
+    created_until_ms: int | None = None
+    live: bool | None = None
+    before: int | None = None
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """How much is in the store; `denials` counts accesses refused, not runs of them."""
+
+    entries: int
+    events: int
+    tasks: int
+    live_tasks: int
+    denials: int
+    rejected: int
+
+
+@cache
+def _sql(name: str) -> str:
+    return (files("tasktrail.projections.audit") / "queries" / f"{name}.sql").read_text(encoding="utf-8")
+
+
+def _migrations() -> list[tuple[int, str, str]]:
+    """Every schema file as (version, name, text), in order."""
+    folder = files("tasktrail.projections.audit") / "schema"
+    found = sorted(one.name for one in folder.iterdir() if one.name.endswith(".sql"))
+    return [(int(name.split("_")[0]), name, (folder / name).read_text(encoding="utf-8")) for name in found]
+
+
+class AuditStore:
+    """One open audit store. `path` is its file."""
+
+    def __init__(self, path: Path, root: duckdb.DuckDBPyConnection, *, read_only: bool) -> None:
+        self.path, self.read_only = path, read_only
+        self._root, self._writer = root, root.cursor()
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, TaskRow] = OrderedDict()
+        self._position = self.position()
+
+    @classmethod
+    def open(cls, path: Path | str, *, read_only: bool = False) -> Self:
+        """The store in this file, which is made when it is not there and may be written.
+
+        Raises:
+            StoreMissing, StoreBusy, NotAnAuditStore, StoreTooNew, StoreTooOld: see there; the message says what to do.
+        """
+        path = Path(path)
+        root = _connect(path, read_only=read_only)
+        try:
+            _prepare(root, path, read_only=read_only)
+            return cls(path, root, read_only=read_only)
+        except BaseException:
+            root.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file; calls that are under way end first or fail."""
+        with self._lock:
+            self._writer.close()
+            self._root.close()
+
+    @contextmanager
+    def _reading(self) -> Generator[duckdb.DuckDBPyConnection]:
+        """A cursor on one snapshot."""
+        cursor = self._root.cursor()
+        try:
+            cursor.begin()
+            yield cursor
+        finally:
+            cursor.close()
+
+    def position(self) -> Position:
+        """How far the store has read."""
+        with self._reading() as cursor:
+            return _position(cursor)
+
+    def bind(self, stream: str, created: datetime, last_seq: int) -> None:
+        """Say which stream is read: its name, when it was created (an aware time) and its last sequence.
+
+        Raises:
+            AnotherTrail: the store was read from another stream, or beyond this one's end.
+        """
+        made = created.astimezone(UTC).replace(tzinfo=None)
+        held = self._position
+        if not held.stream:
+            with self._lock, self._writing() as writer:
+                writer.execute("INSERT INTO position VALUES (?, ?, 0)", [stream, made])
+            self._position = Position(stream=stream, created=made, last_seq=0)
+            return
+        if (held.stream, held.created) != (stream, made):
+            message = (
+                f"{self.path} was read from stream {held.stream} created {held.created} UTC, and this is stream "
+                f"{stream} created {made} UTC. {_KEEP}"
+            )
+            raise AnotherTrail(message)
+        if last_seq < held.last_seq:
+            message = (
+                f"{self.path} has read stream {stream} up to {held.last_seq}, and the stream ends at {last_seq}: it "
+                f"was cut, or restored from an older copy. {_KEEP}"
+            )
+            raise AnotherTrail(message)
+
+    def append(self, messages: Sequence[Message]) -> Position:
+        """Add the rows of these messages, in the stream's order, and move the position: all of it or nothing.
+
+        Messages up to the position are left out. Some hundreds at a time are best.
+
+        Raises:
+            AuditStoreError: nothing of them was written; the message says why.
+        """
+        if not self._position.stream:
+            message = f"{self.path} is bound to no stream yet: call bind first"
+            raise AuditStoreError(message)
+        with self._lock:
+            rows = read(messages, after=self._position.last_seq, known=self._lookup(messages))
+            if rows.last_seq == self._position.last_seq:
+                return self._position
+            with self._writing() as writer:
+                _write(writer, rows)
+            self._remember(rows)
+            self._position = msgspec.structs.replace(self._position, last_seq=rows.last_seq)
+            return self._position
+
+    @contextmanager
+    def _writing(self) -> Generator[duckdb.DuckDBPyConnection]:
+        """One transaction."""
+        writer = self._writer
+        try:
+            writer.begin()
+            yield writer
+            writer.commit()
+        except BaseException as error:
+            _roll_back(writer)
+            if not isinstance(error, duckdb.Error):
+                raise
+            message = f"{self.path} cannot be written, and nothing of this transaction was: {error}"
+            raise AuditStoreError(message) from error
+
+    def _lookup(self, messages: Sequence[Message]) -> dict[str, TaskRow]:
+        """The rows of the tasks these messages name, as far as there are any."""
+        refs = dict.fromkeys(ref_of(message.subject) for message in messages)
+        refs.pop("", None)
+        known = {ref: self._known[ref] for ref in refs if ref in self._known}
+        unknown = [ref for ref in refs if ref not in known]
+        if unknown:
+            marks = ", ".join("?" * len(unknown))
+            cursor = self._writer.execute(f"SELECT * FROM tasks WHERE task_ref IN ({marks})", unknown)  # noqa: S608 - marks
+            known |= {row.task_ref: row for row in _task_rows(cursor)}
+        return known
+
+    def _remember(self, rows: Rows) -> None:
+        for ref, row in (*rows.created.items(), *rows.changed.items()):
+            self._known[ref] = row
+            self._known.move_to_end(ref)
+        while len(self._known) > _KNOWN_MAX:
+            self._known.popitem(last=False)
+
+    def timeline(self, ref: str, *, steps_max: int = STEPS_MAX) -> Timeline | None:
+        """The history of the task with this reference; None when nothing was ever recorded under it."""
+        with self._reading() as cursor:
+            found = _find(cursor, ref, steps_max)
+        return assemble(found) if found.task or found.denials or found.anomalies else None
+
+    def tasks(self, wanted: TaskFilter | None = None, *, most: int = 100) -> tuple[TaskShown, ...]:
+        """Tasks, the newest first, at most `most` of them (and never above `TASKS_MAX`)."""
+        wanted = wanted or TaskFilter()
+        parameters: dict[str, Any] = msgspec.structs.asdict(wanted)
+        parameters["statuses"] = None if wanted.statuses is None else list(wanted.statuses)
+        for name in ("created_from", "created_until"):
+            at_ms = parameters.pop(f"{name}_ms")
+            parameters[name] = None if at_ms is None else instant(name, at_ms)
+        with self._reading() as cursor:
+            cursor.execute(_sql("tasks"), parameters | {"most": min(most, TASKS_MAX)})
+            return tuple(task_shown(row) for row in _task_rows(cursor))
+
+    def since(self, stream_seq: int, *, most: int = 1_000, tenant: str | None = None) -> tuple[tuple[Step, ...], int]:
+        """What `most` messages at most after a sequence came to, in order, and the sequence to go on from.
+
+        Messages that were not accepted are among them whatever `tenant` is: whose they are, nobody can tell.
+        """
+        with self._reading() as cursor:
+            until = _position(cursor).last_seq
+            asked = {"after": stream_seq, "tenant": tenant}
+            count, last = _one(cursor.execute(_sql("page_since"), asked | {"most": most}))
+            until = last if count == most else until
+            steps = _step_rows(cursor.execute(_sql("steps_since"), asked | {"until": until}))
+            rejected = _rejected_rows(cursor.execute(_sql("rejected_since"), {"after": stream_seq, "until": until}))
+        return in_order(steps, rejected), until
+
+    def counts(self) -> Counts:
+        """How much is in the store."""
+        with self._reading() as cursor:
+            row = _one(cursor.execute(_sql("counts")))
+        return Counts(**dict(zip(Counts.__struct_fields__, row, strict=True)))
+
+
+_KEEP = "Keep the file, it may be evidence: move it away and start again, then it is rebuilt from the trail"
+
+
+def _connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
+    if path.is_dir():
+        message = f"{path} is a directory; name the audit store's file in it"
+        raise StoreMissing(message)
+    if read_only and not path.exists():
+        message = f"there is no audit store {path}; is this the right data directory? The service makes it at its start"
+        raise StoreMissing(message)
+    if not path.parent.is_dir():
+        message = f"there is no directory {path.parent} to make the audit store {path.name} in"
+        raise StoreMissing(message)
+    try:
+        return duckdb.connect(path, read_only=read_only, config=_CONFIG)
+    except duckdb.Error as error:
+        raise _unopened(path, str(error)) from error
+
+
+def _unopened(path: Path, said: str) -> AuditStoreError:
+    holder = _HOLDER.search(said)
+    if holder:
+        pid = int(holder[2])
+        message = f"{path} is held by process {pid} ({holder[1]}); ask the running service, or stop it first"
+        return StoreBusy(message, pid)
+    if "different configuration" in said:
+        return StoreBusy(f"{path} is already open in this process, in another mode; use that store", os.getpid())
+    if "not a valid DuckDB" in said:
+        return NotAnAuditStore(f"{path} is no DuckDB database. {_KEEP}")
+    if "version number" in said:
+        return StoreTooNew(f"{path} was written by a newer DuckDB ({said}). Use a newer tasktrail. {_KEEP}")
+    return AuditStoreError(f"{path} cannot be opened: {said}")
+
+
+def _prepare(root: duckdb.DuckDBPyConnection, path: Path, *, read_only: bool) -> None:
+    """Bring the schema to `SCHEMA_VERSION`, or say why not."""
+    tables = {str(row[0]) for row in root.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    if tables and "schema_version" not in tables:
+        message = f"{path} is a DuckDB database of something else, it has tables {', '.join(sorted(tables)[:5])}"
+        raise NotAnAuditStore(message)
+    version = _one(root.execute("SELECT coalesce(max(version), 0) FROM schema_version"))[0] if tables else 0
+    if version > SCHEMA_VERSION:
+        message = (
+            f"{path} has schema {version}, this tasktrail knows up to {SCHEMA_VERSION}: use a newer tasktrail. {_KEEP}"
+        )
+        raise StoreTooNew(message)
+    if version == SCHEMA_VERSION:
+        return
+    if read_only:
+        message = f"{path} has schema {version}, {SCHEMA_VERSION} is needed: start the service on it once"
+        raise StoreTooOld(message)
+    for number, name, text in _migrations():
+        if number > version:
+            _migrate(root, number, name, text)
+
+
+def _migrate(root: duckdb.DuckDBPyConnection, number: int, name: str, text: str) -> None:
+    root.begin()
+    root.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL, name VARCHAR NOT NULL)")
+    root.execute(text)
+    root.execute("INSERT INTO schema_version VALUES (?, ?)", [number, name])
+    root.commit()
+
+
+def _write(writer: duckdb.DuckDBPyConnection, rows: Rows) -> None:
+    """Everything of some messages, within the caller's transaction."""
+    _insert(writer, "tasks", TaskRow.__struct_fields__, [msgspec.structs.astuple(row) for row in rows.created.values()])
+    _insert(writer, "entries", EntryRow._fields, rows.entries)
+    _insert(writer, "events", EventRow._fields, rows.events)
+    _insert(writer, "denials", DenialRow._fields, rows.denials)
+    _insert(writer, "rejected", RejectedRow._fields, rows.rejected)
+    if rows.changed:
+        # By first_seq and not by task_ref: zone maps find the few row groups of recent tasks.
+        columns = ["first_seq", *CHANGING]
+        changed = [tuple(getattr(row, name) for name in columns) for row in rows.changed.values()]
+        with writer.appender("tasks", columns=columns, action="update", key=["first_seq"]) as appender:
+            appender.append_rows(changed)
+    writer.execute("UPDATE position SET last_seq = ?", [rows.last_seq])
+
+
+def _insert(
+    writer: duckdb.DuckDBPyConnection, table: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]
+) -> None:
+    if rows:
+        with writer.appender(table, columns=list(columns)) as appender:
+            appender.append_rows(rows)
+
+
+def _roll_back(writer: duckdb.DuckDBPyConnection) -> None:
+    with suppress(duckdb.Error):  # there is none when the transaction could not begin or the database is lost
+        writer.rollback()
+
+
+def _find(cursor: duckdb.DuckDBPyConnection, ref: str, most: int) -> Found:
+    """What one snapshot holds about a reference: of each kind one more than `most`, so that a cut is noticed."""
+    as_of = _position(cursor).last_seq
+    task = next(iter(_task_rows(cursor.execute("SELECT * FROM tasks WHERE task_ref = ?", [ref]))), None)
+    named = {"ref": ref, "most": most + 1}
+    span = {"first": task.first_seq if task else 0, "last": task.last_seq if task else 0}
+    tenants = [task.tenant if task else ANONYMOUS_TENANT, ANONYMOUS_TENANT]
+    steps = _step_rows(cursor.execute(_sql("steps_of_task"), named | span))
+    denials = cursor.execute(_sql("denials_of_task"), named).fetchall()
+    anomalies = _rejected_rows(cursor.execute(_sql("anomalies_of_task"), named))
+    total = len(steps) + len(denials) + len(anomalies)
+    if total > most:
+        total = _one(cursor.execute(_sql("count_of_task"), {"ref": ref} | span))[0]
+    gaps = _step_rows(cursor.execute(_sql("gaps_of_service"), {"tenants": tenants, "most": _GAPS_MAX}))
+    holes = _rejected_rows(cursor.execute(_sql("holes"), {"first": span["first"], "most": _GAPS_MAX}))
+    return Found(
+        task_ref=ref,
+        as_of=as_of,
+        task=task,
+        steps=steps,
+        denials=[(StepRow(*row[:-1]), row[-1]) for row in denials],
+        anomalies=anomalies,
+        gaps=gaps,
+        holes=holes,
+        steps_max=most,
+        steps_total=total,
+    )
+
+
+def _position(cursor: duckdb.DuckDBPyConnection) -> Position:
+    row = cursor.execute("SELECT stream, stream_created, last_seq FROM position").fetchone()
+    return Position() if row is None else Position(stream=row[0], created=row[1], last_seq=row[2])
+
+
+def _one(cursor: duckdb.DuckDBPyConnection) -> tuple[Any, ...]:
+    row = cursor.fetchone()
+    if row is None:
+        message = "a query that always has a row gave none"
+        raise AuditStoreError(message)
+    return row
+
+
+def _task_rows(cursor: duckdb.DuckDBPyConnection) -> list[TaskRow]:
+    return [TaskRow(**dict(zip(TaskRow.__struct_fields__, row, strict=True))) for row in cursor.fetchall()]
+
+
+def _step_rows(cursor: duckdb.DuckDBPyConnection) -> list[StepRow]:
+    return [StepRow(*row) for row in cursor.fetchall()]
+
+
+def _rejected_rows(cursor: duckdb.DuckDBPyConnection) -> list[RejectedRow]:
+    return [RejectedRow(*row) for row in cursor.fetchall()]

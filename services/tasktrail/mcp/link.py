@@ -1,0 +1,226 @@
+"""The adapter's link to tasktrail: connected over NATS, or embedded in this process.
+
+Guarantees: a connected link holds no key and publishes on its command subjects only; every request ends in an answer or
+an error of `tasktrail.events.errors`; signals may be lost and are only ever a reason to ask.
+
+    link = ConnectedLink(Connection.from_text("nats://…"), server="reports")
+    await link.start()
+    view = await link.request("get", messages.GetTask(…))
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.errors import MaxPayloadError, NoRespondersError
+
+from tasktrail.events import errors
+from tasktrail.events.errors import InvalidRequest, MaybeWritten, NothingWritten, TasktrailError, TooLarge
+from tasktrail.events.subjects import tenant_token
+from tasktrail.services.connection import Connection
+from tasktrail.services.messages import ACTIONS, SIGNALS, Failed, Said, Signal, command_subject
+
+if TYPE_CHECKING:
+    from tasktrail.services.service import Service
+
+_log = logging.getLogger(__name__)
+
+ANSWER_S = 3.0
+"""How long a connected adapter waits: longer than the service takes to say that the trail does not answer."""
+
+Listener = Callable[[str, Signal], None]
+
+
+class Link(Protocol):
+    """What an adapter needs of tasktrail."""
+
+    server: str
+
+    async def start(self) -> None:
+        """Connect, or start the embedded service."""
+        ...
+
+    async def stop(self) -> None:
+        """Disconnect, or stop the embedded service."""
+        ...
+
+    async def request(self, action: str, said: Said) -> Any:  # noqa: ANN401 - the action's reply
+        """Carry an action out and return its reply."""
+        ...
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Hear of this server's tasks when they move; returns how to stop listening."""
+        ...
+
+
+class _Heard:
+    """Whoever listens, called one after the other."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[object, Listener] = {}
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        token = object()
+        self._listeners[token] = listener
+        return lambda: self._listeners.pop(token, None) and None
+
+    def tell(self, ref: str, signal: Signal) -> None:
+        for listener in list(self._listeners.values()):
+            listener(ref, signal)
+
+
+class ConnectedLink(_Heard):
+    """Request/reply to a running tasktrail."""
+
+    def __init__(self, connection: Connection, server: str) -> None:
+        super().__init__()
+        self.server = server
+        self._connection = connection
+        self._nc: Client | None = None
+
+    async def start(self) -> None:
+        """Connect and listen for signals.
+
+        Raises:
+            NothingWritten: the NATS server does not answer.
+        """
+        try:
+            self._nc = await self._connection.connect(name=f"tasktrail adapter {self.server}")
+            await self._nc.subscribe(f"{SIGNALS}.{tenant_token(self.server)}.*", cb=self._signalled)
+            await self._nc.flush()
+        except (NatsError, OSError) as error:
+            message = (
+                f"no NATS server answers at {', '.join(self._connection.servers)}: {error}; is `tasktrail up` running?"
+            )
+            raise NothingWritten(message) from error
+
+    async def stop(self) -> None:
+        """Close the connection."""
+        if self._nc is not None:
+            await self._nc.close()
+            self._nc = None
+
+    async def _signalled(self, msg: Msg) -> None:
+        try:
+            signal = msgspec.json.decode(msg.data, type=Signal)
+        except msgspec.DecodeError:
+            _log.warning("a signal on %s is not of this version; ignored", msg.subject)
+            return
+        self.tell(msg.subject.rpartition(".")[2], signal)
+
+    async def request(self, action: str, said: Said) -> Any:  # noqa: ANN401 - the action's reply
+        """Send one request and wait for its reply."""
+        if self._nc is None:
+            message = "the adapter is not started: give its `lifespan` to the MCP server"
+            raise NothingWritten(message)
+        try:
+            body = msgspec.json.encode(said)
+        except (TypeError, ValueError, RecursionError) as error:
+            message = f"{action}: the payload is not JSON: {error}"
+            raise InvalidRequest(message) from None
+        try:
+            reply = await self._nc.request(command_subject(self.server, action), body, timeout=ANSWER_S)
+        except NoRespondersError:
+            message = "no tasktrail answers on this NATS server; is `tasktrail up` running? Nothing was written"
+            raise NothingWritten(message) from None
+        except MaxPayloadError:
+            message = f"{action}: {len(body)} bytes exceed what the NATS server takes; raise its max_payload"
+            raise TooLarge(message) from None
+        except (NatsError, OSError) as error:
+            message = f"tasktrail did not answer within {ANSWER_S:g} s ({type(error).__name__}); send it again"
+            raise MaybeWritten(message) from None
+        return answered(action, reply.data)
+
+
+class EmbeddedLink(_Heard):
+    """A whole tasktrail in this process."""
+
+    def __init__(self, data: Path, server: str) -> None:
+        super().__init__()
+        self.server = server
+        self._data = data
+        self._service: Service | None = None
+
+    async def start(self) -> None:
+        """Start the service on its own broker.
+
+        Raises:
+            InvalidRequest: the extra `service` is not installed.
+        """
+        try:
+            from tasktrail.services.service import Service  # noqa: PLC0415 - needs the extra `service`
+            from tasktrail.services.settings import load  # noqa: PLC0415 - see above
+        except ImportError as error:
+            message = f"embedded mode needs the service's packages ({error.name}): pip install 'tasktrail[service,mcp]'"
+            raise InvalidRequest(message) from error
+        import os  # noqa: PLC0415 - the environment is read where settings are
+
+        self._service = Service(load(os.environ, data=self._data))
+        self._service.announce(self.server, self.tell)
+        await self._service.start()
+
+    async def stop(self) -> None:
+        """Stop the service and its broker."""
+        if self._service is not None:
+            await self._service.stop()
+            self._service = None
+
+    async def request(self, action: str, said: Said) -> Any:  # noqa: ANN401 - the action's reply
+        """Carry an action out at the service's desk."""
+        if self._service is None:
+            message = "the adapter is not started: give its `lifespan` to the MCP server"
+            raise NothingWritten(message)
+        return await self._service.carry_out(action, said, self.server)
+
+
+class _Answer(msgspec.Struct):
+    ok: msgspec.Raw = msgspec.Raw()
+    error: Failed | None = None
+
+
+_KINDS: dict[str, type[TasktrailError]] = {
+    kind.reason: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, TasktrailError)
+}
+
+
+class RemoteError(TasktrailError):
+    """An error this version of the adapter has no class for."""
+
+
+def answered(action: str, body: bytes) -> Any:  # noqa: ANN401 - the action's reply
+    """The reply in these bytes.
+
+    Raises:
+        TasktrailError: the service answered with an error.
+    """
+    answer = msgspec.json.decode(body, type=_Answer)
+    if answer.error is None:
+        return msgspec.json.decode(answer.ok, type=ACTIONS[action][1])
+    kind = _KINDS.get(answer.error.reason, RemoteError)
+    error = kind.__new__(kind)
+    Exception.__init__(error, answer.error.message)
+    raise error
+
+
+async def patiently(link: Link, action: str, said: Said, *, until_ms: int, now_ms: Callable[[], int]) -> Any:  # noqa: ANN401
+    """Carry an action out, again and again while the trail is away, until `until_ms`: no result is lost to an outage.
+
+    Raises:
+        TasktrailError: what is not retriable, or the last retriable one.
+    """
+    pause_s = 0.05
+    while True:
+        try:
+            return await link.request(action, said)
+        except TasktrailError as error:
+            if not error.retriable or now_ms() >= until_ms:
+                raise
+            _log.warning("%s of a task waits for the trail: %s", action, error.reason)
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, 2.0)

@@ -1,0 +1,293 @@
+"""A tool's run as a task: in the background, with a context that works as it does in a request.
+
+Guarantees: `ctx.elicit`, `ctx.session.create_message` and `ctx.report_progress` of the official SDK work unchanged, as
+the task's input requests and status messages; a tool that returns `InputRequiredResult` is entered again with the
+answers; cancelling the task cancels the tool; the outcome is reported until the trail has it.
+
+    run = Run(work, view, params, ctx)
+    run.begin()
+"""
+
+import asyncio
+import logging
+import re
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import anyio
+from mcp.server import MCPServer
+from mcp.server.connection import Connection
+from mcp.server.context import ServerRequestContext
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
+from mcp.server.session import ServerSession
+from mcp.shared.dispatcher import CallOptions
+from mcp.shared.exceptions import MCPError, NoBackChannelError
+from mcp.shared.transport_context import TransportContext
+from mcp_types import INTERNAL_ERROR, CallToolRequestParams, CallToolResult, InputRequiredResult, TextContent
+
+from tasktrail.events.errors import TasktrailError
+from tasktrail.mcp.link import Link, patiently
+from tasktrail.services import messages
+from tasktrail.services.clock import now_ms
+from tasktrail.services.messages import InputAsk, RpcError, Signal, TaskView, WorkView
+
+_log = logging.getLogger(__name__)
+
+REPORT_EVERY_S = 0.25
+"""At most one status message this often; of those between, the last one counts."""
+
+LOOK_EVERY_S = 2.0
+"""How often a run that waits looks for itself: signals may be lost."""
+
+MESSAGE_MAX = 4_096
+_KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+class Run:
+    """One task's work in this process."""
+
+    def __init__(
+        self, server: MCPServer[Any], link: Link, view: TaskView, params: CallToolRequestParams, ctx: "_RequestContext"
+    ) -> None:
+        self.ref = view.task_ref
+        self._server, self._link, self._params = server, link, params
+        self._until_ms = view.created_at_ms + view.ttl_ms
+        self._context = _background(ctx, self)
+        self._asks: dict[str, InputAsk] = {}
+        self._waiting: dict[str, asyncio.Future[Any]] = {}
+        self._said: str | None = None
+        self._nudged = asyncio.Event()
+        self._tool: asyncio.Task[CallToolResult] | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
+        self.running: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Start the tool."""
+        self.running = asyncio.create_task(self._run())
+
+    def signalled(self, signal: Signal) -> None:
+        """The task moved: look, and stop at once when it is to stop."""
+        if signal.cancel_requested or not signal.live:
+            self._stop_tool()
+        self._nudged.set()
+
+    def _stop_tool(self) -> None:
+        if self._tool is not None and not self._tool.done():
+            self._tool.cancel()
+
+    async def lose(self, cause: str) -> None:
+        """This process is going away: stop the tool and say so."""
+        if self.running is None or self.running.done():
+            return
+        self.running.cancel()
+        await asyncio.gather(self.running, return_exceptions=True)
+        await self._say("lose", messages.LoseWorker(task_ref=self.ref, command_id=_command_id(), cause=cause))
+
+    async def _run(self) -> None:
+        self._tool = asyncio.create_task(self._call())
+        self._following = asyncio.create_task(self._follow())
+        try:
+            await asyncio.wait([self._tool])
+            await self._report(self._tool)
+        except asyncio.CancelledError:
+            self._tool.cancel()
+            await asyncio.gather(self._tool, return_exceptions=True)
+            raise
+        except TasktrailError as error:
+            _log.error("the outcome of task %s could not be recorded: %s", self.ref, error.message)
+        finally:
+            for helper in (self._following, self._asking):
+                if helper is not None:
+                    helper.cancel()
+
+    async def _call(self) -> CallToolResult:
+        """Enter the tool, and again with the answers as long as it returns questions."""
+        params = self._params
+        while True:
+            context: Context[Any, Any] = Context(
+                request_context=self._context, mcp_server=self._server, input_params=params
+            )
+            result = await self._server.call_tool(params.name, params.arguments or {}, context)
+            if not isinstance(result, InputRequiredResult):
+                return result
+            requests = {
+                key: request.model_dump(by_alias=True, mode="json", exclude_none=True)
+                for key, request in (result.input_requests or {}).items()
+            }
+            asked = {key: self._enqueue(one["method"], one.get("params"), key) for key, one in requests.items()}
+            answers = dict(zip(asked, await asyncio.gather(*asked.values()), strict=True))
+            params = CallToolRequestParams.model_validate(
+                {
+                    "name": params.name,
+                    "arguments": params.arguments,
+                    "inputResponses": answers,
+                    "requestState": result.request_state,
+                }
+            )
+
+    async def ask(self, method: str, params: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Park on one request for input until it is answered."""
+        answer: dict[str, Any] = await self._enqueue(method, dict(params or {}), method.partition("/")[0])
+        return answer
+
+    def _enqueue(self, method: str, params: object, stem: str) -> "asyncio.Future[Any]":
+        """Ask, together with whatever else is asked in this turn of the loop."""
+        key = f"{stem if _KEY.fullmatch(stem) else 'input'}-{secrets.token_hex(4)}"
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asks[key] = InputAsk(method=method, params=params)
+        self._waiting[key] = future
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._send_asks())
+        return future
+
+    async def _send_asks(self) -> None:
+        while self._asks:
+            await anyio.lowlevel.checkpoint()
+            asks, self._asks = self._asks, {}
+            try:
+                view = await self._say(
+                    "ask", messages.RequestInput(task_ref=self.ref, command_id=_command_id(), asks=asks)
+                )
+                why = f"refused: {view.reason}" if view.outcome == "refused" else ""
+            except TasktrailError as error:
+                why = error.message
+            if why:
+                for key in asks:
+                    future = self._waiting.pop(key)
+                    if not future.done():
+                        future.set_exception(MCPError(INTERNAL_ERROR, f"the task could not ask for input: {why}"))
+            self._nudged.set()
+
+    def say(self, text: str) -> None:
+        """The tool says how far it is; the last word of a short while counts."""
+        self._said = text[:MESSAGE_MAX]
+        self._nudged.set()
+
+    async def _follow(self) -> None:
+        """Pass on what the tool says, and what the client answers, while the tool runs."""
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._nudged.wait()
+            except TimeoutError:
+                pass
+            self._nudged.clear()
+            try:
+                await self._exchange()
+            except TasktrailError as error:
+                _log.warning("task %s: %s", self.ref, error.message)
+            await asyncio.sleep(REPORT_EVERY_S if self._said is None and not self._waiting else 0.01)
+
+    async def _exchange(self) -> None:
+        said, self._said = self._said, None
+        if said is not None:
+            report = messages.ReportStatus(task_ref=self.ref, command_id=_command_id(), message=said)
+            view: WorkView = await self._say("report", report)
+            await asyncio.sleep(REPORT_EVERY_S)
+        else:
+            view = await self._link.request("collect", messages.CollectInput(task_ref=self.ref))
+        for key, answer in view.answers.items():
+            future = self._waiting.pop(key, None)
+            if future is not None and not future.done():
+                future.set_result(answer)
+        if view.cancel_requested or not view.live:
+            self._stop_tool()
+
+    async def _report(self, tool: "asyncio.Task[CallToolResult]") -> None:
+        """What became of the tool, on the trail."""
+        command_id = _command_id()
+        if tool.cancelled():
+            await self._say("stop", messages.StopTask(task_ref=self.ref, command_id=command_id))
+            return
+        failure = tool.exception()
+        if isinstance(failure, MCPError):
+            error = RpcError(code=failure.error.code, message=failure.error.message, data=failure.error.data)
+            await self._say("fail", messages.FailTask(task_ref=self.ref, command_id=command_id, error=error))
+            return
+        result = tool.result() if failure is None else self._tool_error(failure)
+        done = messages.CompleteTask(
+            task_ref=self.ref,
+            command_id=command_id,
+            result=result.model_dump(by_alias=True, mode="json", exclude_none=True),
+            is_error=bool(result.is_error),
+        )
+        try:
+            await self._say("complete", done)
+        except TasktrailError as refused:
+            if refused.retriable:
+                raise
+            error = RpcError(code=INTERNAL_ERROR, message=f"the result could not be recorded: {refused.message}")
+            failed = messages.FailTask(task_ref=self.ref, command_id=_command_id(), error=error)
+            await self._say("fail", failed)
+
+    def _tool_error(self, failure: BaseException) -> CallToolResult:
+        """A tool's exception as the result a synchronous call would have given."""
+        if not isinstance(failure, ToolError) or isinstance(failure, UnexpectedToolError):
+            _log.error("tool %r raised an unexpected exception", self._params.name, exc_info=failure)
+        return CallToolResult(content=[TextContent(type="text", text=str(failure))], is_error=True)
+
+    async def _say(self, action: str, said: messages.Said) -> WorkView:
+        view: WorkView = await patiently(self._link, action, said, until_ms=self._until_ms, now_ms=now_ms)
+        if view.outcome == "refused":
+            _log.info("task %s: %s refused: %s", self.ref, action, view.reason)
+        return view
+
+
+_RequestContext = ServerRequestContext[Any, Any]
+
+
+class _Parked:
+    """The channel of a tool in the background: requests park on the task, progress becomes its status message."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.transport = TransportContext(kind="task", can_send_request=True)
+        self.can_send_request = True
+        self.request_id = None
+        self.message_metadata = None
+        self.cancel_requested = anyio.Event()
+
+    async def send_raw_request(
+        self,
+        method: str,
+        params: Mapping[str, Any] | None,
+        opts: CallOptions | None = None,  # noqa: ARG002 - a task waits its whole time to live, whatever the caller says
+    ) -> dict[str, Any]:
+        """Ask the client by way of the task."""
+        if method not in {"elicitation/create", "sampling/createMessage", "roots/list"}:
+            raise NoBackChannelError(method)
+        return await self._run.ask(method, params)
+
+    async def notify(self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None) -> None:
+        """Dropped: a task has no stream for log messages (SEP-2663, Task Status Notifications)."""
+
+    async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
+        """Becomes the task's status message."""
+        self._run.say(message or (f"{progress:g} of {total:g}" if total is not None else f"{progress:g}"))
+
+
+def _background(ctx: _RequestContext, run: Run) -> _RequestContext:
+    """The request's context without the request: it is over when the tool runs."""
+    parked = _Parked(run)
+    capabilities, client = ctx.session.client_capabilities, ctx.session.client_params
+    connection = Connection.from_envelope(
+        ctx.protocol_version,
+        client.client_info.model_dump(by_alias=True) if client else None,
+        capabilities.model_dump(by_alias=True, exclude_none=True) if capabilities else None,
+        outbound=parked,
+    )
+    return ServerRequestContext(
+        session=ServerSession(parked, connection),
+        lifespan_context=ctx.lifespan_context,
+        protocol_version=ctx.protocol_version,
+        method=ctx.method,
+        params=ctx.params,
+        meta=ctx.meta,
+    )
+
+
+def _command_id() -> str:
+    return secrets.token_hex(16)

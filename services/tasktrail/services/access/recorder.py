@@ -1,0 +1,273 @@
+"""Who looked, who was shown what, who was turned away: folded, and on the trail within a second.
+
+Guarantees: the first denial of a run and the first disclosure of a payload to a caller are acknowledged by the trail
+before they are answered; status-only polls and repeats fold, with exact counts, for `fold_ms` at most. A run never
+spans two credentials, addresses, methods, statuses or wire codes. Memory is bounded: older runs are written at once.
+
+    await recorder.denied(authority, method, code, rule, ref, tenant)
+    recorder.polled(state, authority, method)
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Hashable
+
+import msgspec
+
+from tasktrail.events.authority import Authority, identity
+from tasktrail.events.errors import TasktrailError
+from tasktrail.events.facts import AccessDenied, AccessEvent, Commitment, ResultDisclosed, TaskPolled
+from tasktrail.events.subjects import access_subject, denied_subject
+from tasktrail.projections.current import State
+from tasktrail.services.access.rules import Rule, decision
+from tasktrail.services.ledger import Ledger
+
+_log = logging.getLogger(__name__)
+
+RUNS_MAX = 10_000
+REFS_MAX = 256
+AT_ONCE = 64
+QUIET_MS = 10_000
+"""A denial after this long without another of its run begins a new run."""
+
+
+class _Polls:
+    def __init__(self, state: State, authority: Authority, method: str, at_ms: int) -> None:
+        self.state, self.authority, self.method = state, authority, method
+        self.count, self.first_ms, self.last_ms = 0, at_ms, at_ms
+
+
+class _Shown:
+    """Disclosures of the same payloads to the same caller."""
+
+    def __init__(self) -> None:
+        self.nth, self.folded = 0, 0
+        self.pending: tuple[State, Authority, str, tuple[Commitment, ...]] | None = None
+
+
+class _Denials:
+    """A run of denials; `unwritten` counts, by the tenant each is shown to, what the trail does not hold yet."""
+
+    def __init__(self, authority: Authority, method: str, code: int) -> None:
+        self.authority, self.method, self.code = authority, method, code
+        self.last_ms = 0
+        self.unwritten: dict[str, _Count] = {}
+
+
+class _Count:
+    def __init__(self, at_ms: int) -> None:
+        self.count, self.first_ms, self.last_ms = 0, at_ms, at_ms
+        self.reasons: dict[str, int] = {}
+        self.refs: dict[str, int] = {}
+
+    def add(self, rule: Rule, ref: str, at_ms: int) -> None:
+        self.count += 1
+        self.last_ms = at_ms
+        self.reasons[rule.value] = self.reasons.get(rule.value, 0) + 1
+        if ref and (ref in self.refs or len(self.refs) < REFS_MAX):
+            self.refs[ref] = self.refs.get(ref, 0) + 1
+
+
+def _who(authority: Authority) -> Hashable:
+    """What a run is never folded across: the caller, its credential and its address."""
+    principal, client = authority.principal, authority.client
+    credential, request = authority.credential, authority.request
+    return (
+        (principal.iss, principal.sub) if principal else None,
+        client.client_id if client else "",
+        credential.token_hash if credential else "",
+        request.address if request else "",
+        request.server if request else "",
+    )
+
+
+class Recorder:
+    """Folds accesses and denials and writes them through the Ledger."""
+
+    def __init__(self, ledger: Ledger, *, fold_ms: int) -> None:
+        self._ledger = ledger
+        self._fold_s = fold_ms / 1000
+        self._polls: dict[Hashable, _Polls] = {}
+        self._shown: OrderedDict[Hashable, _Shown] = OrderedDict()
+        self._denials: OrderedDict[Hashable, _Denials] = OrderedDict()
+        self._beat: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to write folded runs every `fold_ms`."""
+        self._beat = asyncio.create_task(self._flush_for_ever())
+
+    async def stop(self) -> None:
+        """Write what is folded and stop."""
+        if self._beat is not None:
+            self._beat.cancel()
+            await asyncio.gather(self._beat, return_exceptions=True)
+            self._beat = None
+        await self.flush()
+
+    async def _flush_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._fold_s)
+            await self.flush()
+
+    def polled(self, state: State, authority: Authority, method: str) -> None:
+        """A caller was told a task's status."""
+        at_ms = self._ledger.now()
+        key = (state.task_ref, _who(authority), method, state.task.status)
+        run = self._polls.get(key)
+        if run is None:
+            run = self._polls[key] = _Polls(state, authority, method, at_ms)
+        run.count += 1
+        run.last_ms = at_ms
+
+    async def disclosed(
+        self, state: State, authority: Authority, method: str, payloads: tuple[Commitment, ...]
+    ) -> None:
+        """Payloads are about to be shown: on the trail before this returns when they are shown for the first time."""
+        key = (state.task_ref, _who(authority), tuple(one.sha256 for one in payloads))
+        shown = self._shown.get(key)
+        if shown is None:
+            shown = self._shown[key] = _Shown()
+            self._shown.move_to_end(key)
+            await self._trim()
+        shown.nth += 1
+        if shown.nth > 1:
+            shown.folded += 1
+            shown.pending = (state, authority, method, payloads)
+            return
+        try:
+            await self._write_disclosure(state, authority, method, payloads, nth=1, count=1)
+        except TasktrailError:
+            self._shown.pop(key, None)
+            raise
+
+    async def _trim(self) -> None:
+        while len(self._shown) > RUNS_MAX:
+            _, oldest = self._shown.popitem(last=False)
+            await self._flush_shown(oldest)
+
+    async def _write_disclosure(  # noqa: PLR0913 - the fields of the fact
+        self, state: State, authority: Authority, method: str, payloads: tuple[Commitment, ...], *, nth: int, count: int
+    ) -> None:
+        event = ResultDisclosed(
+            at_ms=self._ledger.now(),
+            payloads=tuple(one.name for one in payloads),
+            sha256=tuple(one.sha256 for one in payloads),
+            nth=nth,
+            count=count,
+            method=method,
+        )
+        await self.note(state, authority, event)
+
+    async def note(self, state: State, authority: Authority, event: AccessEvent) -> None:
+        """Write one access of a task at once."""
+        subject = access_subject(state.tenant, state.task_ref)
+        await self._ledger.note(subject, state.tenant, authority, (event,), state.task_ref)
+
+    async def denied(  # noqa: PLR0913, PLR0917 - the fields of the fact
+        self, authority: Authority, method: str, code: int, rule: Rule, ref: str, shown_to: str
+    ) -> None:
+        """A caller is about to be turned away: on the trail before this returns when it begins a run.
+
+        `shown_to` is the tenant whose responders see it: the task's owner's when there is one, else the caller's.
+        """
+        at_ms = self._ledger.now()
+        key = (_who(authority), method, code)
+        run = self._denials.get(key)
+        begins = run is None or at_ms - run.last_ms > QUIET_MS
+        if run is None:
+            run = self._denials[key] = _Denials(authority, method, code)
+        run.authority, run.last_ms = authority, at_ms
+        self._denials.move_to_end(key)
+        count = run.unwritten.setdefault(shown_to, _Count(at_ms))
+        count.add(rule, ref, at_ms)
+        if begins:
+            try:
+                await self._flush_denials(run)
+            except TasktrailError:
+                run.last_ms = at_ms - QUIET_MS - 1
+                raise
+        while len(self._denials) > RUNS_MAX:
+            _, oldest = self._denials.popitem(last=False)
+            await self._flush_denials(oldest)
+
+    async def flush(self) -> None:
+        """Write every folded run; what cannot be written now stays folded and is tried again."""
+        writing = [self._flush_polls(key) for key in list(self._polls)]
+        writing += [self._flush_shown(shown) for shown in list(self._shown.values()) if shown.pending]
+        writing += [self._flush_denials(run) for run in list(self._denials.values()) if run.unwritten]
+        for start in range(0, len(writing), AT_ONCE):
+            for done in await asyncio.gather(*writing[start : start + AT_ONCE], return_exceptions=True):
+                if isinstance(done, TasktrailError):
+                    _log.warning("a folded run stays folded, the trail does not take it: %s", done.reason)
+                elif isinstance(done, BaseException):
+                    raise done
+
+    async def _flush_polls(self, key: Hashable) -> None:
+        run = self._polls.pop(key)
+        try:
+            await self.note(run.state, run.authority, _poll_event(run, self._ledger.now()))
+        except TasktrailError:
+            self._merge(key, run)
+            raise
+
+    def _merge(self, key: Hashable, run: _Polls) -> None:
+        """Put a run back that could not be written, before what came meanwhile."""
+        later = self._polls.get(key)
+        if later is not None:
+            run.count, run.last_ms = run.count + later.count, later.last_ms
+        self._polls[key] = run
+
+    async def _flush_shown(self, shown: _Shown) -> None:
+        if shown.pending is None:
+            return
+        (state, authority, method, payloads), folded = shown.pending, shown.folded
+        shown.pending, shown.folded = None, 0
+        try:
+            await self._write_disclosure(state, authority, method, payloads, nth=shown.nth, count=folded)
+        except TasktrailError:
+            shown.pending, shown.folded = (state, authority, method, payloads), shown.folded + folded
+            raise
+
+    async def _flush_denials(self, run: _Denials) -> None:
+        for tenant in list(run.unwritten):
+            count = run.unwritten.pop(tenant)
+            event = AccessDenied(
+                at_ms=self._ledger.now(),
+                method=run.method,
+                code=run.code,
+                count=count.count,
+                first_ms=count.first_ms,
+                last_ms=count.last_ms,
+                reasons=count.reasons,
+                refs=count.refs,
+            )
+            reasons = tuple(count.reasons)
+            denial = decision(Rule(reasons[0]), run.method, identity(run.authority), *reasons)
+            authority = msgspec.structs.replace(run.authority, decision=denial)
+            try:
+                await self._ledger.note(denied_subject(tenant), tenant, authority, (event,))
+            except TasktrailError:
+                self._restore(run, tenant, count)
+                raise
+
+    @staticmethod
+    def _restore(run: _Denials, tenant: str, count: _Count) -> None:
+        later = run.unwritten.get(tenant)
+        if later is not None:
+            count.count, count.last_ms = count.count + later.count, later.last_ms
+            for into, more in ((count.reasons, later.reasons), (count.refs, later.refs)):
+                for name, number in more.items():
+                    into[name] = into.get(name, 0) + number
+        run.unwritten[tenant] = count
+
+
+def _poll_event(run: _Polls, at_ms: int) -> TaskPolled:
+    return TaskPolled(
+        at_ms=at_ms,
+        method=run.method,
+        status=run.state.task.status.value,
+        count=run.count,
+        first_ms=run.first_ms,
+        last_ms=run.last_ms,
+    )

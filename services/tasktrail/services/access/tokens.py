@@ -1,0 +1,364 @@
+"""JWT access tokens of configured issuers: verified (RFC 7519, 8725, 9068), or refused with what was wrong.
+
+Guarantees: only issuers named in the configuration, only their allow-listed asymmetric algorithms, only keys from their
+configured JWKS address: `jku`, `x5u`, `x5c` and `jwk` of a token are never used. `iss`, `aud`, `exp` and `sub` are
+required; a token counts until `exp` and not a second longer, `nbf` and `iat` may be `skew_s` ahead of our clock. A
+refusal never quotes the token. Memory and requests are bounded: `TOKENS_MAX` verified tokens are kept, a key set for
+`FRESH_S`, and an unknown key id asks an issuer at most once in `AGAIN_S`, however many tokens name one.
+
+`judge`, `read_jwks` and `reading` are pure; `Tokens` adds the fetching. Needs joserfc, httpx and a running event loop.
+
+    tokens = Tokens([Issuer("https://id.example", "https://id.example/jwks.json", "https://mcp.example/mcp")])
+    verdict = await tokens.verify(token)  # Verified | Refusal
+"""
+
+import asyncio
+import hashlib
+import ipaddress
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+from joserfc import jws
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
+from joserfc.util import urlsafe_b64decode
+
+from tasktrail.events.authority import Verification
+from tasktrail.events.errors import InvalidRequest
+from tasktrail.services import strict_json
+
+_log = logging.getLogger(__name__)
+
+ALGORITHMS = ("ES256", "ES384", "ES512", "Ed25519", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512")
+"""What an issuer may sign with unless it is configured narrower. Neither `none` nor HMAC can be configured."""
+
+TYPES = frozenset({"at+jwt", "application/at+jwt", "jwt"})
+"""Accepted `typ` headers (RFC 9068 section 2.1), in lower case."""
+
+TOKEN_MAX_BYTES = 16 * 1024
+JWKS_MAX_BYTES = 256 * 1024
+KEYS_MAX = 100
+TOKENS_MAX = 4096
+TEXT_MAX = 512
+"""The longest `iss`, `sub` and `client_id` taken: they are compared whole, never cut."""
+
+SKEW_S = 60.0
+FETCH_S = 5.0
+FRESH_S = 600.0
+AGAIN_S = 30.0
+STALE_S = 3600.0
+"""How long the last key set serves while its issuer cannot be reached."""
+
+_HEADER_MAX_BYTES = 8 * 1024
+_RSA_BITS = range(2048, 6145)
+_DEPTH_MAX = 16
+
+
+class Issuer(msgspec.Struct, frozen=True):
+    """An issuer whose tokens are accepted: its `iss`, where its keys are, and the audience that is us.
+
+    Raises:
+        InvalidRequest: the JWKS address is neither https nor http on the loopback interface, or an algorithm is none of
+            `ALGORITHMS`.
+    """
+
+    url: str
+    jwks_url: str
+    audience: str
+    algorithms: tuple[str, ...] = ALGORITHMS
+
+    def __post_init__(self) -> None:
+        if not self.url or not self.audience:
+            message = f"issuer {self.url!r} with audience {self.audience!r}: both must be given"
+            raise InvalidRequest(message)
+        address = urlsplit(self.jwks_url)
+        if address.scheme != "https" and not (address.scheme == "http" and _loopback(address.hostname)):
+            message = f"JWKS address {self.jwks_url!r} of {self.url}: give https, or http on the loopback interface"
+            raise InvalidRequest(message)
+        wrong = sorted(set(self.algorithms) - set(ALGORITHMS))
+        if wrong or not self.algorithms:
+            message = f"algorithms {wrong or 'none'} of {self.url}: choose among {', '.join(ALGORITHMS)}"
+            raise InvalidRequest(message)
+
+
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
+    """A token that holds: its claims, the key that signed it, and the digest of the key set that key came from."""
+
+    claims: dict[str, Any]
+    kid: str
+    jwks_sha256: str
+    verified_at_ms: int
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """A token that does not hold. `why` is for people and never quotes it."""
+
+    verification: Verification
+    why: str
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """What a token says before anything of it is proved."""
+
+    algorithm: str
+    kid: str
+    claims: dict[str, Any]
+
+
+class Jwks(msgspec.Struct, frozen=True, kw_only=True):
+    """The usable public keys of one fetched document, in its order, and its SHA-256."""
+
+    sha256: str
+    keys: tuple[Key, ...]
+
+    def matching(self, kid: str) -> tuple[Key, ...]:
+        """The keys with this id; without an id the only key there is."""
+        if kid:
+            return tuple(key for key in self.keys if key.kid == kid)
+        return self.keys if len(self.keys) == 1 else ()
+
+
+def _loopback(host: str | None) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _refusal(verification: Verification, why: str) -> Refusal:
+    return Refusal(verification=verification, why=why)
+
+
+_REGISTRY = jws.JWSRegistry(algorithms=ALGORITHMS, strict_check_header=False)
+_REGISTRY.max_header_length = _HEADER_MAX_BYTES
+
+
+def reading(token: str) -> Reading | Refusal:
+    """What a token of the one accepted form (a signed JWT in compact form) says, unproved."""
+    if not token:
+        return _refusal(Verification.MISSING, "there is no token")
+    if len(token) > TOKEN_MAX_BYTES or not token.isascii():
+        return _refusal(Verification.MALFORMED, f"a token is ASCII of at most {TOKEN_MAX_BYTES} bytes")
+    parts = token.split(".")
+    if len(parts) != 3:  # noqa: PLR2004 - header.claims.signature
+        return _refusal(Verification.MALFORMED, "a signed JWT has three parts; encrypted ones are not taken")
+    header, claims = (_object(part) for part in parts[:2])
+    if header is None or claims is None:
+        return _refusal(Verification.MALFORMED, "header and claims are base64url of one JSON object each")
+    kind, algorithm, kid = header.get("typ"), header.get("alg"), header.get("kid", "")
+    if not isinstance(kind, str) or kind.lower() not in TYPES:
+        return _refusal(Verification.MALFORMED, "typ is neither at+jwt nor JWT")
+    if not header.keys().isdisjoint({"crit", "b64", "cty", "enc", "zip"}):
+        return _refusal(Verification.MALFORMED, "nested, detached and critical-header tokens are not taken")
+    if not isinstance(algorithm, str) or not isinstance(kid, str):
+        return _refusal(Verification.MALFORMED, "alg and kid are texts")
+    return Reading(algorithm=algorithm, kid=kid, claims=claims)
+
+
+def _object(part: str) -> dict[str, Any] | None:
+    """A part as the JSON object it is, or None."""
+    try:
+        value = strict_json.decode(
+            urlsafe_b64decode(part.encode()), bytes_max=TOKEN_MAX_BYTES, depth_max=_DEPTH_MAX
+        )
+    except (ValueError, InvalidRequest):
+        return None
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+
+
+def read_jwks(document: bytes) -> Jwks:
+    """The keys of a JWKS (RFC 7517) that can verify: those of unknown kinds, secret or too weak ones are left out.
+
+    Raises:
+        InvalidRequest: it is no JWKS.
+    """
+    said = strict_json.decode(document, bytes_max=JWKS_MAX_BYTES, depth_max=_DEPTH_MAX)
+    listed = cast("dict[str, object]", said).get("keys") if isinstance(said, dict) else None
+    if not isinstance(listed, list):
+        message = "a JWKS is an object with the array `keys`"
+        raise InvalidRequest(message)
+    found = (_key(one) for one in cast("list[object]", listed)[:KEYS_MAX])
+    return Jwks(sha256=hashlib.sha256(document).hexdigest(), keys=tuple(key for key in found if key is not None))
+
+
+def _key(said: object) -> Key | None:
+    if not isinstance(said, dict):
+        return None
+    members = cast("dict[str, Any]", said)
+    if "d" in members or members.get("use", "sig") != "sig":
+        return None
+    try:
+        match members.get("kty"):
+            case "EC":
+                return ECKey.import_key(members)
+            case "OKP":
+                return OKPKey.import_key(members)
+            case "RSA":
+                bits = 8 * len(urlsafe_b64decode(str(members.get("n")).encode()).lstrip(b"\0"))
+                return RSAKey.import_key(members) if bits in _RSA_BITS else None
+            case _:
+                return None
+    except (JoseError, ValueError, TypeError, KeyError):
+        return None
+
+
+def judge(token: str, said: Reading, issuer: Issuer, jwks: Jwks, now_s: float, skew_s: float = SKEW_S) -> Verified | Refusal:
+    """Whether a token read as `said` holds now: signature first, then its claims."""
+    if said.claims.get("iss") != issuer.url:
+        return _refusal(Verification.WRONG_ISSUER, "the issuer is not the one whose keys these are")
+    if said.algorithm not in issuer.algorithms:
+        return _refusal(Verification.BAD_SIGNATURE, "the algorithm is not one this issuer signs with")
+    key = next((key for key in jwks.matching(said.kid) if _signed_by(token, key)), None)
+    if key is None:
+        return _refusal(Verification.BAD_SIGNATURE, "no key of the issuer made this signature")
+    fault = _claims_fault(said.claims, issuer, now_s, skew_s)
+    if fault is not None:
+        return fault
+    return Verified(
+        claims=said.claims, kid=said.kid or key.kid or "", jwks_sha256=jwks.sha256, verified_at_ms=int(now_s * 1000)
+    )
+
+
+def _signed_by(token: str, key: Key) -> bool:
+    try:
+        jws.deserialize_compact(token, key, registry=_REGISTRY)
+    except (JoseError, ValueError, TypeError):
+        return False
+    return True
+
+
+def _claims_fault(claims: Mapping[str, Any], issuer: Issuer, now_s: float, skew_s: float) -> Refusal | None:
+    subject, audience = claims.get("sub"), claims.get("aud")
+    if not isinstance(subject, str) or not subject:
+        return _refusal(Verification.MALFORMED, "sub is missing: the token names nobody")
+    if any(len(text) > TEXT_MAX for text in (subject, claims.get("client_id")) if isinstance(text, str)):
+        return _refusal(Verification.MALFORMED, f"sub and client_id have at most {TEXT_MAX} characters")
+    audiences = cast("list[object]", audience) if isinstance(audience, list) else [audience]
+    if issuer.audience not in audiences:
+        return _refusal(Verification.WRONG_AUDIENCE, "the token is for another audience")
+    times = {name: claims.get(name) for name in ("exp", "nbf", "iat")}
+    if times["exp"] is None or any(not _is_date(value) for value in times.values()):
+        return _refusal(Verification.MALFORMED, "exp, nbf and iat are numbers, and exp is there")
+    if now_s >= cast("float", times["exp"]):
+        return _refusal(Verification.EXPIRED, "the token has expired")
+    if max(times["nbf"] or 0, times["iat"] or 0) > now_s + skew_s:
+        return _refusal(Verification.NOT_YET_VALID, "the token is from the future; compare the clocks")
+    return None
+
+
+def _is_date(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+class _Keys:
+    """One issuer's key set: fetched when needed, by one request at a time."""
+
+    def __init__(self, issuer: Issuer, monotonic: Callable[[], float]) -> None:
+        self.issuer = issuer
+        self._monotonic = monotonic
+        self._jwks: Jwks | None = None
+        self._fetched = self._asked = float("-inf")
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def current(self, kid: str = "") -> Jwks | None:
+        """The issuer's keys, refreshed when old, or when none has this id; None when they cannot be had."""
+        unknown = bool(self._jwks and kid and not self._jwks.matching(kid))
+        if (self._age() >= FRESH_S or unknown) and self._may_ask():
+            if self._fetching is None:
+                self._fetching = asyncio.create_task(self._refresh(), name="jwks")
+            await asyncio.shield(self._fetching)  # one caller going away leaves the others their answer
+        return self._jwks if self._age() < STALE_S else None
+
+    def _age(self) -> float:
+        return self._monotonic() - self._fetched
+
+    def _may_ask(self) -> bool:
+        return self._fetching is not None or self._monotonic() - self._asked >= AGAIN_S
+
+    async def _refresh(self) -> None:
+        self._asked = self._monotonic()
+        try:
+            self._jwks = read_jwks(await _fetched(self.issuer.jwks_url))
+            self._fetched = self._monotonic()
+        except (httpx.HTTPError, InvalidRequest, TimeoutError, OSError) as error:
+            _log.warning("no keys from %s: %s", self.issuer.jwks_url, str(error) or type(error).__name__)
+        finally:
+            self._fetching = None
+
+
+async def _fetched(url: str) -> bytes:
+    """The document at `url`: one request, no redirect, `FETCH_S` for all of it, `JWKS_MAX_BYTES` at most."""
+    proxied = not _loopback(urlsplit(url).hostname)
+    async with asyncio.timeout(FETCH_S), httpx.AsyncClient(timeout=FETCH_S, trust_env=proxied) as client:
+        async with client.stream("GET", url, headers={"Accept": "application/json"}) as response:
+            if response.status_code != httpx.codes.OK:
+                message = f"it answered {response.status_code}"
+                raise InvalidRequest(message)
+            document = bytearray()
+            async for chunk in response.aiter_bytes():
+                document += chunk
+                if len(document) > JWKS_MAX_BYTES:
+                    message = f"it answered more than {JWKS_MAX_BYTES} bytes"
+                    raise InvalidRequest(message)
+            return bytes(document)
+
+
+class Tokens:
+    """Verifies tokens of the configured issuers, with their current keys."""
+
+    def __init__(
+        self,
+        issuers: Iterable[Issuer],
+        *,
+        skew_s: float = SKEW_S,
+        now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._skew_s, self._now = skew_s, now
+        self._keys: dict[str, _Keys] = {}
+        for issuer in issuers:
+            if issuer.url in self._keys:
+                message = f"issuer {issuer.url} is configured twice"
+                raise InvalidRequest(message)
+            self._keys[issuer.url] = _Keys(issuer, monotonic)
+        self._held: OrderedDict[bytes, Verified] = OrderedDict()
+
+    async def verify(self, token: str) -> Verified | Refusal:
+        """What this token proves now. One that held before is taken again, until it expires or its key set changes."""
+        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        held = self._held.get(digest)
+        if held is not None:
+            jwks = await self._keys[held.claims["iss"]].current()
+            if jwks is not None and jwks.sha256 == held.jwks_sha256 and self._now() < held.claims["exp"]:
+                self._held.move_to_end(digest)
+                return held
+            self._held.pop(digest, None)
+        verdict = await self._judged(token)
+        if isinstance(verdict, Verified):
+            self._held[digest] = verdict
+            while len(self._held) > TOKENS_MAX:
+                self._held.popitem(last=False)
+        return verdict
+
+    async def _judged(self, token: str) -> Verified | Refusal:
+        said = reading(token)
+        if isinstance(said, Refusal):
+            return said
+        iss = said.claims.get("iss")
+        keys = self._keys.get(iss) if isinstance(iss, str) else None
+        if keys is None:
+            return _refusal(Verification.WRONG_ISSUER, "the issuer is not one of those configured")
+        if said.algorithm not in keys.issuer.algorithms:
+            return _refusal(Verification.BAD_SIGNATURE, "the algorithm is not one this issuer signs with")
+        jwks = await keys.current(said.kid)
+        if jwks is None:
+            return _refusal(Verification.NOT_CHECKED, "the issuer's keys cannot be had; try again later")
+        return judge(token, said, keys.issuer, jwks, self._now(), self._skew_s)

@@ -1,0 +1,74 @@
+"""FastStream on NATS as this service uses it: raw bodies in and out, decoded by us.
+
+Guarantees: bodies are never decoded, re-encoded or declared by the framework; no stream is made or changed by it.
+
+    bus = make_bus(options)
+    @bus.subscriber("tasktrail.cmd.*.*", queue="tasktrail", codec=RAW)
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from faststream.nats import NatsBroker
+from faststream.security import BaseSecurity, SASLPlaintext
+from nats.aio.client import DEFAULT_INBOX_PREFIX
+
+from tasktrail.services.connection import Connection
+
+_log = logging.getLogger(__name__)
+
+
+class RawCodec:
+    """Bodies pass as they are."""
+
+    async def decode(self, msg: Any) -> Any:  # noqa: ANN401 - the framework's protocol
+        """The body itself."""
+        return msg.body
+
+    async def encode(self, msg: Any, serializer: object = None) -> tuple[bytes, str | None]:  # noqa: ANN401, ARG002
+        """The bytes themselves."""
+        return bytes(msg or b""), None
+
+    async def decode_batch(self, msg: Any) -> Any:  # noqa: ANN401 - see `decode`
+        """The bodies themselves."""
+        return msg.body
+
+    async def encode_batch(
+        self,
+        msgs: Sequence[Any],
+        serializer: object = None,  # noqa: ARG002 - see `encode`
+    ) -> list[tuple[bytes, str | None]]:
+        """The bytes themselves."""
+        return [(bytes(one or b""), None) for one in msgs]
+
+
+RAW = RawCodec()
+
+
+def make_bus(connection: Connection) -> NatsBroker:
+    """A FastStream broker on the same servers and user as the service's own connection."""
+    security: BaseSecurity | None = None
+    if connection.user:
+        security = SASLPlaintext(username=connection.user, password=connection.password)
+    return NatsBroker(
+        connection.servers,
+        security=security,
+        name="tasktrail",
+        inbox_prefix=connection.inbox_prefix or DEFAULT_INBOX_PREFIX.decode(),
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=connection.reconnect_wait_s,  # type: ignore[arg-type]  # nats-py takes fractions of a second
+        logger=None,
+        error_cb=_complain,
+        disconnected_cb=_quiet,
+        reconnected_cb=_quiet,
+        closed_cb=_quiet,
+    )
+
+
+async def _complain(error: Exception) -> None:
+    _log.warning("NATS: %s", error or type(error).__name__)
+
+
+async def _quiet() -> None:
+    return None

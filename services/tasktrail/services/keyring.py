@@ -1,0 +1,162 @@
+"""The service's own keys, as files that only their owner can read.
+
+Guarantees: a directory holds one reference key that never changes (losing it orphans every task: back it up), and
+numbered signing and key-encryption keys of which the highest number is in use; keys are made only by `create`, so a
+missing file is an error and never a silent new key; a key readable by others is refused.
+
+    keyring = Keyring.create(data)      # first start
+    keyring = Keyring.open(data)
+    keyring.ref(task_id)
+"""
+
+import base64
+import hashlib
+import os
+import re
+import stat
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from tasktrail.events.errors import TasktrailError
+from tasktrail.events.subjects import task_id, task_ref
+
+KEY_BYTES = 32
+_NONCE_BYTES = 12
+_FILE = re.compile(r"(signing|wrapping)-(\d{1,6})\.key")
+
+
+class KeyringError(TasktrailError):
+    """The keys are missing, unreadable or readable by others; the message says which and what to do."""
+
+    reason = "keyring"
+
+
+class Keyring:
+    """Reference, signing and key-encryption keys of one installation."""
+
+    def __init__(self, reference: bytes, signing: dict[int, bytes], wrapping: dict[int, bytes]) -> None:
+        self._reference = reference
+        self._signing = {n: Ed25519PrivateKey.from_private_bytes(raw) for n, raw in signing.items()}
+        self._wrapping = {n: AESGCM(raw) for n, raw in wrapping.items()}
+        self._signer = max(self._signing)
+        self._wrapper = max(self._wrapping)
+
+    @classmethod
+    def create(cls, data: Path) -> "Keyring":
+        """Make the keys that do not exist yet in `data`/keys and open them."""
+        folder = data / "keys"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in ("reference.key", "signing-1.key", "wrapping-1.key"):
+            _write_once(folder / name, os.urandom(KEY_BYTES))
+        return cls.open(data)
+
+    @classmethod
+    def open(cls, data: Path) -> "Keyring":
+        """The keys in `data`/keys.
+
+        Raises:
+            KeyringError: one is missing, malformed or readable by others.
+        """
+        folder = data / "keys"
+        if not folder.is_dir():
+            message = (
+                f"no keys in {folder}; start once with `tasktrail up --data {data}`, or restore your backup of them"
+            )
+            raise KeyringError(message)
+        numbered: dict[str, dict[int, bytes]] = {"signing": {}, "wrapping": {}}
+        for path in folder.iterdir():
+            found = _FILE.fullmatch(path.name)
+            if found:
+                numbered[found[1]][int(found[2])] = _read(path)
+        for kind, keys in numbered.items():
+            if not keys:
+                message = f"no {kind} key in {folder}; restore your backup of the keys"
+                raise KeyringError(message)
+        return cls(_read(folder / "reference.key"), numbered["signing"], numbered["wrapping"])
+
+    @staticmethod
+    def exists(data: Path) -> bool:
+        """Whether `data` holds keys."""
+        return (data / "keys" / "reference.key").exists()
+
+    def ref(self, task: str) -> str:
+        """The reference of a task id."""
+        return task_ref(self._reference, task)
+
+    def task_id(self, *parts: str) -> str:
+        """The task id for this identity context and command id."""
+        return task_id(self._reference, *parts)
+
+    @property
+    def kid(self) -> str:
+        """The id of the signing key in use: the first 16 hex digits of SHA-256 of the public key."""
+        return hashlib.sha256(self._public()).hexdigest()[:16]
+
+    @property
+    def public_key(self) -> str:
+        """The public key in use, base64url without padding."""
+        return base64.urlsafe_b64encode(self._public()).decode().rstrip("=")
+
+    def _public(self) -> bytes:
+        return self._signing[self._signer].public_key().public_bytes_raw()
+
+    def sign(self, body: bytes) -> str:
+        """Base64 of the Ed25519 signature over exactly these bytes (RFC 8032)."""
+        return base64.b64encode(self._signing[self._signer].sign(body)).decode()
+
+    def wrap(self, key: bytes, ref: str) -> bytes:
+        """A task's key under the key-encryption key in use: one line of version, then nonce and ciphertext."""
+        nonce = os.urandom(_NONCE_BYTES)
+        sealed = self._wrapping[self._wrapper].encrypt(nonce, key, ref.encode())
+        return f"{self._wrapper}\n".encode() + nonce + sealed
+
+    def unwrap(self, wrapped: bytes, ref: str) -> bytes:
+        """The task's key.
+
+        Raises:
+            KeyringError: it is wrapped by a key we do not hold, or is not this task's.
+        """
+        version, _, rest = wrapped.partition(b"\n")
+        wrapper = self._wrapping.get(int(version)) if version.isdigit() else None
+        if wrapper is None:
+            message = f"task {ref}: its key is wrapped by version {version!r}, which is not in the keyring; restore it"
+            raise KeyringError(message)
+        try:
+            return wrapper.decrypt(rest[:_NONCE_BYTES], rest[_NONCE_BYTES:], ref.encode())
+        except InvalidTag:
+            message = f"task {ref}: its wrapped key does not open with version {version.decode()} of the wrapping key"
+            raise KeyringError(message) from None
+
+
+def _write_once(path: Path, raw: bytes) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(raw.hex().encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: Path) -> bytes:
+    try:
+        mode = path.stat().st_mode
+        text = path.read_bytes().strip()
+    except OSError as error:
+        message = f"cannot read the key {path}: {error.strerror}; restore your backup of the keys"
+        raise KeyringError(message) from None
+    if stat.S_IMODE(mode) & 0o077:
+        message = f"{path} can be read by others (mode {stat.S_IMODE(mode):o}); run: chmod 600 {path}"
+        raise KeyringError(message)
+    try:
+        raw = bytes.fromhex(text.decode("ascii"))
+    except ValueError:
+        raw = b""
+    if len(raw) != KEY_BYTES:
+        message = f"{path} does not hold {KEY_BYTES} bytes in hex; restore your backup of the keys"
+        raise KeyringError(message)
+    return raw

@@ -1,0 +1,311 @@
+"""What adapters and the service say to each other: one struct per request, in process or over NATS.
+
+Guarantees: msgspec only, so that a connected MCP server needs nothing else; a request with an unknown field is refused.
+Subjects are `tasktrail.cmd.<server>.<action>`; the reply is an `Answered` or a `Failed`. Durations are milliseconds,
+times epoch milliseconds; payloads are JSON values.
+
+    request("tasktrail.cmd.reports.get", GetTask(caller=…, call=…, task_id=…))  ->  {"ok": {…TaskView…}}
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+
+from tasktrail.events.authority import Method, PrincipalKind
+from tasktrail.events.facts import Status, TaskSupport
+from tasktrail.events.subjects import tenant_token
+
+COMMANDS = "tasktrail.cmd"
+SIGNALS = "tasktrail.signal"
+
+Text = Annotated[str, msgspec.Meta(max_length=512)]
+Word = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+Words = Annotated[tuple[Text, ...], msgspec.Meta(max_length=64)]
+HANDLE_MAX = 4096
+Handle = Annotated[str, msgspec.Meta(max_length=HANDLE_MAX)]
+Ref = Annotated[str, msgspec.Meta(pattern="^[a-z2-7]{32}$")]
+Json = Any
+
+
+class Said(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of the requests and their parts."""
+
+
+class CredentialFacts(Said, frozen=True, kw_only=True):
+    """What the adapter knows of the accepted credential. Never the token: `token_hash` is base64url SHA-256 of it."""
+
+    method: Method
+    verified_by_tasktrail: bool = False
+    verified_at_ms: int = 0
+    token_hash: Text = ""
+    jti: Text = ""
+    aud: Words = ()
+    scope: Words = ()
+    iat: int = 0
+    exp: int = 0
+    auth_time: int = 0
+    acr: Text = ""
+    amr: Words = ()
+    kid: Text = ""
+    jwks_sha256: Text = ""
+
+
+class ActorFacts(Said, frozen=True, kw_only=True):
+    """One member of the RFC 8693 `act` chain."""
+
+    sub: Text
+    iss: Text = ""
+
+
+class Caller(Said, frozen=True, kw_only=True):
+    """Who calls, as the adapter verified it. Without a credential the caller is anonymous."""
+
+    iss: Text = ""
+    sub: Text = ""
+    client_id: Text = ""
+    kind: PrincipalKind = PrincipalKind.USER
+    credential: CredentialFacts | None = None
+    actors: Annotated[tuple[ActorFacts, ...], msgspec.Meta(max_length=8)] = ()
+
+
+class Call(Said, frozen=True, kw_only=True):
+    """The request that carries the command. `rpc_id` is a number or the digest of a text."""
+
+    method: Text
+    protocol_version: Text = ""
+    wire: Text = ""
+    rpc_id: Text = ""
+    traceparent: Text = ""
+    address: Text = ""
+    forwarded_for: Text = ""
+
+
+class CreateTask(Said, frozen=True, kw_only=True):
+    """Make a task for one tool call. `ttl_ms` is the tool's wish, None for the default."""
+
+    caller: Caller
+    call: Call
+    command_id: Word
+    tool: Text
+    tool_sha256: Text = ""
+    task_support: TaskSupport
+    client_extensions: Words = ()
+    client_features: Words = ()
+    ttl_ms: int | None = None
+    poll_interval_ms: int | None = None
+    arguments: Json = None
+
+
+class GetTask(Said, frozen=True, kw_only=True):
+    """Read a task as its caller may see it."""
+
+    caller: Caller
+    call: Call
+    task_id: Handle
+
+
+class UpdateTask(Said, frozen=True, kw_only=True):
+    """Answer outstanding requests: JSON values by key."""
+
+    caller: Caller
+    call: Call
+    command_id: Word
+    task_id: Handle
+    answers: dict[str, Json]
+
+
+class CancelTask(Said, frozen=True, kw_only=True):
+    """Ask for a task to stop."""
+
+    caller: Caller
+    call: Call
+    command_id: Word
+    task_id: Handle
+
+
+class WatchTasks(Said, frozen=True, kw_only=True):
+    """Open a subscription to some tasks; the answer holds those granted."""
+
+    caller: Caller
+    call: Call
+    task_ids: Annotated[tuple[Handle, ...], msgspec.Meta(max_length=256)]
+
+
+class UnwatchTask(Said, frozen=True, kw_only=True):
+    """A subscription to one task ended."""
+
+    caller: Caller
+    call: Call
+    task_id: Handle
+    pushes: int
+    reason: Word
+
+
+class ReportRefusal(Said, frozen=True, kw_only=True):
+    """The adapter itself refused a request (capability, header, credential): for the trail."""
+
+    caller: Caller
+    call: Call
+    code: int
+    reason: Word
+    task_id: Handle = ""
+
+
+class ReportStatus(Said, frozen=True, kw_only=True):
+    """The work says how far it is."""
+
+    task_ref: Ref
+    command_id: Word
+    message: Annotated[str, msgspec.Meta(max_length=4096)]
+    progress: float | None = None
+    total: float | None = None
+
+
+class InputAsk(Said, frozen=True, kw_only=True):
+    """One request for input: an MCP method and its parameters."""
+
+    method: Word
+    params: Json = None
+
+
+class RequestInput(Said, frozen=True, kw_only=True):
+    """The work asks its client for input, by key."""
+
+    task_ref: Ref
+    command_id: Word
+    asks: Annotated[dict[Word, InputAsk], msgspec.Meta(min_length=1, max_length=64)]
+
+
+class CollectInput(Said, frozen=True, kw_only=True):
+    """The work asks what has changed for it."""
+
+    task_ref: Ref
+
+
+class CompleteTask(Said, frozen=True, kw_only=True):
+    """The work is done."""
+
+    task_ref: Ref
+    command_id: Word
+    result: Json
+    is_error: bool = False
+
+
+class FailTask(Said, frozen=True, kw_only=True):
+    """The work ended in a JSON-RPC error."""
+
+    task_ref: Ref
+    command_id: Word
+    error: "RpcError"
+
+
+class StopTask(Said, frozen=True, kw_only=True):
+    """The work has stopped because the task was cancelled."""
+
+    task_ref: Ref
+    command_id: Word
+
+
+class LoseWorker(Said, frozen=True, kw_only=True):
+    """The process doing the work is going away."""
+
+    task_ref: Ref
+    command_id: Word
+    cause: Word
+
+
+class RpcError(Said, frozen=True, kw_only=True):
+    """A JSON-RPC 2.0 error object."""
+
+    code: int
+    message: str
+    data: Json = None
+
+
+class TaskView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A task as its caller may see it. `seq` counts its entries, so that a reader can tell whether it moved."""
+
+    task_id: str
+    task_ref: str
+    status: Status
+    created_at_ms: int
+    last_updated_at_ms: int
+    ttl_ms: int
+    poll_interval_ms: int
+    seq: int
+    status_message: str | None = None
+    input_requests: dict[str, InputAsk] = {}
+    result: Json = None
+    is_error: bool = False
+    error: RpcError | None = None
+
+
+class WorkView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A task as its worker may see it: whether to go on, and the answers so far by key."""
+
+    task_ref: str
+    status: Status
+    live: bool
+    cancel_requested: bool
+    seq: int
+    answers: dict[str, Json] = {}
+    outcome: str = "accepted"
+    reason: str = ""
+
+
+class Granted(msgspec.Struct, frozen=True, kw_only=True):
+    """The tasks a subscription was granted, as they are now."""
+
+    tasks: tuple[TaskView, ...]
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """Nothing more to say."""
+
+
+class Signal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A nudge on `tasktrail.signal.<server>.<task_ref>`: the task moved. Carries no payload; may be lost."""
+
+    seq: int
+    status: Status
+    cancel_requested: bool = False
+    live: bool = True
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a request was not carried out; the fields of `tasktrail.events.errors`."""
+
+    reason: str
+    message: str
+    code: int
+    retriable: bool
+    written: str
+
+
+def command_subject(server: str, action: str) -> str:
+    """Where a server's requests for `action` go."""
+    return f"{COMMANDS}.{tenant_token(server)}.{action}"
+
+
+def signal_subject(server: str, ref: str) -> str:
+    """Where a server hears that one of its tasks moved."""
+    return f"{SIGNALS}.{tenant_token(server)}.{ref}"
+
+
+ACTIONS: dict[str, tuple[type[Said], type[msgspec.Struct]]] = {
+    "create": (CreateTask, TaskView),
+    "get": (GetTask, TaskView),
+    "update": (UpdateTask, Done),
+    "cancel": (CancelTask, Done),
+    "watch": (WatchTasks, Granted),
+    "unwatch": (UnwatchTask, Done),
+    "refusal": (ReportRefusal, Done),
+    "report": (ReportStatus, WorkView),
+    "ask": (RequestInput, WorkView),
+    "collect": (CollectInput, WorkView),
+    "complete": (CompleteTask, WorkView),
+    "fail": (FailTask, WorkView),
+    "stop": (StopTask, WorkView),
+    "lose": (LoseWorker, WorkView),
+}
+"""Every action with the struct it takes and the one it answers with."""

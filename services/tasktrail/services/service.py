@@ -1,0 +1,310 @@
+"""The service in one process: broker, Ledger, access, projections, timers. What `up` runs and adapters embed.
+
+Guarantees: starts in the order of the data's way and stops in reverse, writing what is folded; streams are created only
+in a fresh directory (embedded) or by `init` (external); an unclean end before is recorded as a `GapFound`; the broker's
+child is restarted when it dies. Start it from the main thread when embedded.
+
+    service = Service(load(os.environ, data=Path(".tasktrail")))
+    await service.start()
+    await service.carry_out("get", messages.GetTask(…), server="reports")
+    await service.stop()
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from faststream.nats import NatsBroker
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+
+from tasktrail.events.authority import Trigger
+from tasktrail.events.errors import TasktrailError
+from tasktrail.events.facts import Event, GapFound, KeyActivated
+from tasktrail.events.subjects import ANONYMOUS_TENANT, TRAIL, control_subject
+from tasktrail.projections.audit.store import AuditStore
+from tasktrail.projections.current import State
+from tasktrail.services import commands, trail
+from tasktrail.services.access.callers import Channel, service_authority
+from tasktrail.services.access.desk import Desk
+from tasktrail.services.access.gate import Gate
+from tasktrail.services.access.payloads import Payloads
+from tasktrail.services.access.recorder import Recorder
+from tasktrail.services.access.rules import Rule, decision
+from tasktrail.services.access.work import Work
+from tasktrail.services.auditor import Auditor
+from tasktrail.services.broker import Broker, require_api_level
+from tasktrail.services.bus import make_bus
+from tasktrail.services.clock import now_ms
+from tasktrail.services.connection import Connection
+from tasktrail.services.keyring import Keyring
+from tasktrail.services.ledger import Ledger
+from tasktrail.services.messages import Said, Signal, signal_subject
+from tasktrail.services.projector import Projector
+from tasktrail.services.sealing import Vault
+from tasktrail.services.settings import Settings
+from tasktrail.services.states import States
+from tasktrail.services.timekeeper import Timekeeper
+
+_log = logging.getLogger(__name__)
+
+AUDIT_FILE = "audit.duckdb"
+ADAPTER_FILE = "adapter.json"
+_MARKER = "streams-created"
+_RUNNING = "running"
+_PORT = "nats.port"
+_BEAT_S = 1.0
+RESTARTS_MAX = 5
+_RESTARTS_WITHIN_S = 60.0
+
+Told = Callable[[str, Signal], None]
+
+
+class NotReady(TasktrailError):
+    """The service cannot start on what it found; the message says what to do."""
+
+    reason = "not_ready"
+
+
+class Service:
+    """Everything but HTTP."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.keyring: Keyring
+        self.ledger: Ledger
+        self.projector: Projector
+        self.auditor: Auditor
+        self.nc: Client
+        self.js: JetStreamContext
+        self.broker: Broker | None = None
+        self.failed: asyncio.Future[None]
+        self._told: dict[str, Told] = {}
+        self._stack = contextlib.AsyncExitStack()
+        self._restarts: list[float] = []
+
+    def announce(self, server: str, told: Told) -> None:
+        """Tell an embedded adapter of its server's tasks directly."""
+        self._told[server] = told
+
+    async def start(self) -> None:
+        """Start everything; when this returns, commands are taken.
+
+        Raises:
+            NotReady, KeyringError, BrokerError, TasktrailError: with what to do.
+        """
+        self.failed = asyncio.get_running_loop().create_future()
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def _start(self) -> None:
+        self.settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        connection = self._own_broker() if self.settings.embedded else self._external()
+        self.nc = await connection.connect("tasktrail")
+        self._stack.push_async_callback(self.nc.close)
+        await require_api_level(self.nc, trail.API_LEVEL)
+        self.js = self.nc.jetstream()
+        fresh = await self._streams()
+        self.keyring = self._keys(fresh=fresh)
+        self._build()
+        bus = make_bus(connection)
+        await self._start_parts(bus)
+        await self._record_start(fresh=fresh)
+        beat = asyncio.create_task(self._beat())
+        self._stack.push_async_callback(_cancel, beat)
+
+    def _own_broker(self) -> Connection:
+        data = self.settings.data
+        kept = data / _PORT
+        port = int(kept.read_text()) if kept.exists() and kept.read_text().strip().isdigit() else 0
+        self.broker = _start_broker(data / "nats", self.settings.nats_server, port)
+        self._stack.callback(self._stop_broker)
+        _write_private(kept, str(self.broker.port).encode())
+        adapter = self.broker.adapter_connect_options()
+        file = Connection(**adapter)
+        _write_private(data / ADAPTER_FILE, msgspec.json.encode(file))
+        return Connection(**self.broker.connect_options())
+
+    def _stop_broker(self) -> None:
+        if self.broker is not None:
+            self.broker.stop()
+
+    def _external(self) -> Connection:
+        return Connection.from_text(self.settings.nats_url, self.settings.nats_credentials)
+
+    async def _streams(self) -> bool:
+        """Create the streams in a fresh embedded directory, check them everywhere else. Whether it was fresh."""
+        marker = self.settings.data / _MARKER
+        if self.settings.embedded and not marker.exists():
+            await trail.create(self.js)
+            marker.touch(mode=0o600)
+            return True
+        problems = await trail.differences(self.js)
+        serious = [problem for problem in problems if trail.KV_STREAM not in problem]
+        if serious:
+            told = "\n  ".join(serious)
+            remedy = (
+                "restore the directory from a backup; tasktrail never makes a missing trail anew"
+                if self.settings.embedded
+                else f"run: tasktrail init --nats {self.settings.nats_url} --data {self.settings.data}"
+            )
+            message = f"the streams are not as they should be:\n  {told}\n{remedy}"
+            raise NotReady(message)
+        return False
+
+    def _keys(self, *, fresh: bool) -> Keyring:
+        return Keyring.create(self.settings.data) if fresh else Keyring.open(self.settings.data)
+
+    def _build(self) -> None:
+        settings = self.settings
+        self.states = States(self.nc, self.js, kept=settings.tasks_cached)
+        self.ledger = Ledger(self.nc, self.js, self.keyring, self.states, settings)
+        self.ledger.on_recorded = self._announce
+        payloads = Payloads(Vault(self.js, self.keyring), settings)
+        self.recorder = Recorder(self.ledger, fold_ms=settings.fold_ms)
+        gate = Gate(self.ledger, self.states, self.keyring, payloads, self.recorder, settings)
+        self.desk = Desk(gate, Work(self.ledger, self.states, payloads, self.recorder))
+        self.timekeeper = Timekeeper(self.ledger, self.states, self.js, cancel_grace_ms=settings.cancel_grace_ms)
+
+    async def _start_parts(self, bus: NatsBroker) -> None:
+        self.projector = Projector(self.js, self.states, bus, self.timekeeper.observe)
+        await self.projector.start()
+        self._stack.push_async_callback(self.projector.stop)
+        commands.serve(bus, self.desk, payload_max_bytes=self.settings.payload_max_bytes)
+        store = await asyncio.to_thread(AuditStore.open, self.settings.data / AUDIT_FILE)
+        self._stack.push_async_callback(asyncio.to_thread, store.close)
+        self.auditor = Auditor(self.js, store)
+        await self.auditor.start()
+        self._stack.push_async_callback(self.auditor.stop)
+        await self.timekeeper.start()
+        self._stack.push_async_callback(self.timekeeper.stop)
+        await self.recorder.start()
+        self._stack.push_async_callback(self.recorder.stop)
+        await bus.start()
+        self._stack.push_async_callback(bus.stop)
+
+    async def _record_start(self, *, fresh: bool) -> None:
+        """What the trail should know of this start: new keys, and a crash before it."""
+        running = self.settings.data / _RUNNING
+        at_ms = now_ms()
+        events: list[Event] = []
+        if fresh:
+            key = KeyActivated(
+                at_ms=at_ms,
+                purpose="signing",
+                kid=self.keyring.kid,
+                algorithm="Ed25519",
+                public_key=self.keyring.public_key,
+            )
+            events.append(key)
+        if running.exists():
+            since = running.stat().st_mtime_ns // 1_000_000
+            gap = GapFound(
+                at_ms=at_ms,
+                what="folded polls and denials",
+                since_ms=since,
+                until_ms=at_ms,
+                cause="the service ended without stopping; repeats of its last second may not have been written",
+            )
+            events.append(gap)
+        if events:
+            await self._note(tuple(events))
+        running.touch(mode=0o600)
+        self._stack.callback(running.unlink, missing_ok=True)
+
+    async def _note(self, events: tuple[Event, ...]) -> None:
+        authority = msgspec.structs.replace(
+            service_authority(Trigger.OPERATOR, ANONYMOUS_TENANT, "service"),
+            decision=decision(Rule.SERVICE_ITSELF, "start"),
+        )
+        await self.ledger.note(control_subject(ANONYMOUS_TENANT), ANONYMOUS_TENANT, authority, events)
+
+    async def stop(self) -> None:
+        """Stop everything in reverse; what is folded is written first."""
+        await self._stack.aclose()
+
+    async def carry_out(self, action: str, said: Said, server: str) -> msgspec.Struct:
+        """An embedded adapter's request."""
+        return await self.desk.carry_out(action, said, Channel(server=server, in_process=True))
+
+    async def _announce(self, state: State) -> None:
+        """Nudge whoever runs or watches the task."""
+        task = state.task
+        signal = Signal(
+            seq=task.seq,
+            status=task.status,
+            cancel_requested=task.cancel_requested_at_ms is not None,
+            live=task.live,
+        )
+        told = self._told.get(task.server)
+        if told is not None:
+            told(state.task_ref, signal)
+        with contextlib.suppress(Exception):
+            await self.nc.publish(signal_subject(task.server, state.task_ref), msgspec.json.encode(signal))
+
+    async def last_sequence(self) -> int:
+        """The trail's last sequence, from its leader."""
+        return (await self.js.stream_info(TRAIL)).state.last_seq
+
+    async def _beat(self) -> None:
+        """Show that we run, and see that the broker does."""
+        while True:
+            await asyncio.sleep(_BEAT_S)
+            with contextlib.suppress(OSError):
+                os.utime(self.settings.data / _RUNNING)
+            if self.broker is not None and not self.broker.is_alive():
+                try:
+                    self._restart_broker(self.broker)
+                except Exception as error:  # noqa: BLE001 - whatever it was, the process must say so and end
+                    if not self.failed.done():
+                        self.failed.set_exception(error)
+                    return
+
+    def _restart_broker(self, dead: Broker) -> None:
+        now = time.monotonic()
+        self._restarts = [at for at in self._restarts if now - at < _RESTARTS_WITHIN_S] + [now]
+        _log.error("the broker ended (%s); starting it again", dead.exit_code())
+        if len(self._restarts) > RESTARTS_MAX:
+            message = (
+                f"the broker ended {len(self._restarts)} times within a minute; see {self.settings.data}/nats/nats.log"
+            )
+            raise NotReady(message)
+        dead.stop()
+        self.broker = _start_broker(self.settings.data / "nats", self.settings.nats_server, dead.port)
+
+
+def _start_broker(store: Path, binary: Path | None, port: int) -> Broker:
+    """The broker on the port it had, so that adapters find it again; on another one when that is taken."""
+    from tasktrail.services.broker import BrokerFailed, StoreBusy  # noqa: PLC0415 - beside its only use
+
+    try:
+        return Broker.start(store, binary=binary, port=port)
+    except StoreBusy:
+        raise
+    except BrokerFailed:
+        if not port:
+            raise
+        _log.warning("the broker cannot have port %d again; taking another one", port)
+        return Broker.start(store, binary=binary)
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    """Replace a file that only its owner can read."""
+    fresh = path.with_suffix(path.suffix + ".new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+    fresh.replace(path)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,156 @@
+"""Current states, right on every replica the moment a change was acknowledged.
+
+Guarantees: each read asks the stream's leader for the last entry of the task's subject and answers with the state as of
+exactly that entry: from this process's cache or the bucket when it is that one, folded from the trail when it is not.
+A chain that does not hold is an error, never a guess. Needs a stream with `allow_direct`; a direct read that is behind
+is repeated at the leader.
+
+    state = await states.by_handle(ref)      # whoever's it is
+    state = await states.of(tenant, ref)
+"""
+
+from collections import OrderedDict
+
+import msgspec
+from nats.aio.client import Client
+from nats.errors import TimeoutError as NatsTimeout
+from nats.js import JetStreamContext
+from nats.js.api import RawStreamMsg
+from nats.js.errors import APIError, NotFoundError
+
+from tasktrail.events import entry as entries
+from tasktrail.events.errors import ChainBroken
+from tasktrail.events.subjects import CURRENT, TRAIL, any_tenant_subject, task_subject
+from tasktrail.projections import current
+from tasktrail.projections.current import State
+
+BATCH = 512
+"""Entries fetched in one request when a state is folded."""
+
+_DIRECT = f"$JS.API.DIRECT.GET.{TRAIL}"
+_END = "204"
+_READ_S = 2.0
+
+
+class States:
+    """Reads states; keeps the last `kept` of them."""
+
+    def __init__(self, nc: Client, js: JetStreamContext, *, kept: int) -> None:
+        self._nc = nc
+        self._js = js
+        self._kept = kept
+        self._cache: OrderedDict[str, State] = OrderedDict()
+
+    def remember(self, state: State) -> None:
+        """Keep a state, unless a later one is kept already."""
+        known = self._cache.get(state.task_ref)
+        if known is None or known.stream_seq < state.stream_seq:
+            self._cache[state.task_ref] = state
+        self._cache.move_to_end(state.task_ref)
+        while len(self._cache) > self._kept:
+            self._cache.popitem(last=False)
+
+    def kept(self, ref: str) -> State | None:
+        """The state this process remembers, which may be behind."""
+        return self._cache.get(ref)
+
+    async def by_handle(self, ref: str) -> State | None:
+        """The state of the task with this reference, in whichever tenant; None when there is none.
+
+        The same requests are made whether or not the task exists or is remembered.
+        """
+        return await self._read(any_tenant_subject(ref), ref)
+
+    async def of(self, tenant: str, ref: str) -> State | None:
+        """The state of a task whose tenant is known; None when there is none."""
+        return await self._read(task_subject(tenant, ref), ref)
+
+    async def _read(self, subject: str, ref: str) -> State | None:
+        try:
+            last = await self._js.get_last_msg(TRAIL, subject)
+        except NotFoundError:
+            return None
+        known = self._cache.get(ref)
+        if known is not None and known.stream_seq == last.seq:
+            self._cache.move_to_end(ref)
+            return known
+        state = await self._catch_up(known, last, ref)
+        self.remember(state)
+        return state
+
+    async def _catch_up(self, known: State | None, last: RawStreamMsg, ref: str) -> State:
+        """Fold up to the leader's last entry, from the nearest state there is."""
+        body = last.data or b""
+        entry = entries.decode(body)
+        leaf = entries.leaf_hash(body)
+        base = known if known is not None and known.task.seq < entry.task_seq else None
+        if entry.task_seq == (base.task.seq + 1 if base else 1):
+            return current.advance(base, entry, leaf, _seq(last))
+        stored = await self._stored(ref)
+        if (
+            stored is not None
+            and stored.task.seq <= entry.task_seq
+            and (base is None or stored.task.seq > base.task.seq)
+        ):
+            base = stored
+        if base is not None and base.stream_seq == last.seq:
+            return base
+        return await self._fold(base, last, entry.task_seq)
+
+    async def _stored(self, ref: str) -> State | None:
+        """What the bucket holds; None when it holds nothing usable."""
+        try:
+            message = await self._js.get_last_msg(f"KV_{CURRENT}", f"$KV.{CURRENT}.{ref}", direct=True)
+        except (NotFoundError, APIError, NatsTimeout):
+            return None
+        return current.decode(message.data) if message.data else None
+
+    async def _fold(self, base: State | None, last: RawStreamMsg, task_seq: int) -> State:
+        subject = last.subject or ""
+        state = base
+        while state is None or state.task.seq < task_seq:
+            have = state.task.seq if state else 0
+            start = state.stream_seq + 1 if state else 1
+            messages = await self._batch(subject, start, min(BATCH, task_seq - have))
+            if not messages:
+                messages = [await self._next(subject, start)]
+            for body, stream_seq in messages:
+                state = current.advance(state, entries.decode(body), entries.leaf_hash(body), stream_seq)
+        if state.stream_seq != last.seq:
+            message = (
+                f"{subject}: entry {task_seq} is at {state.stream_seq}, but the stream says its last is {last.seq}"
+            )
+            raise ChainBroken(message)
+        return state
+
+    async def _next(self, subject: str, start: int) -> tuple[bytes, int]:
+        """The first entry of the subject at or after `start`, from the leader."""
+        message = await self._js.get_msg(TRAIL, seq=start, subject=subject, next=True)
+        return message.data or b"", _seq(message)
+
+    async def _batch(self, subject: str, start: int, count: int) -> list[tuple[bytes, int]]:
+        """Up to `count` entries by one direct request; fewer when the answering replica is behind."""
+        inbox = self._nc.new_inbox()
+        subscription = await self._nc.subscribe(inbox)
+        found: list[tuple[bytes, int]] = []
+        try:
+            question = msgspec.json.encode({"seq": start, "batch": count, "next_by_subj": subject})
+            await self._nc.publish(_DIRECT, question, reply=inbox)
+            while len(found) < count:
+                message = await subscription.next_msg(timeout=_READ_S)
+                headers = message.headers or {}
+                if "Status" in headers or "Nats-Sequence" not in headers:
+                    break
+                found.append((message.data, int(headers["Nats-Sequence"])))
+        except NatsTimeout:
+            pass
+        finally:
+            await subscription.unsubscribe()
+        return found
+
+
+def _seq(message: RawStreamMsg) -> int:
+    if message.seq is None:
+        text = "JetStream answered with a message without a sequence"
+        raise ChainBroken(text)
+    return message.seq

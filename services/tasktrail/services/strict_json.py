@@ -1,0 +1,243 @@
+"""JSON from strangers: one meaning, bounded, or a refusal that names the problem and where it is.
+
+Guarantees: what is accepted means the same to every reader (RFC 8259 within the limits of I-JSON, RFC 7493). Refused:
+more bytes or deeper nesting than allowed, text that is not UTF-8, a repeated member name, NaN and Infinity, numbers
+that a double cannot hold, integers beyond 2^53 - 1, lone surrogates, NUL. The work is linear in the body's size and no
+Python code runs per value; a message quotes at most 40 characters of the body. Needs the standard library and msgspec.
+
+    decode(b'{"a": 1, "a": 2}', bytes_max=65_536, depth_max=32)
+    InvalidRequest: $.a: repeated member name; send each name once
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, NoReturn, TypeVar, cast
+
+import msgspec
+
+from tasktrail.events.errors import InvalidRequest, TooLarge
+
+INTEGER_MAX = 2**53 - 1
+"""The largest integer that every JSON reader holds exactly (RFC 7493, section 2.2)."""
+
+DEPTH_MAX = 64
+"""How deep arrays and objects may be nested where a caller says nothing else."""
+
+_QUOTED_MAX = 40
+_INTEGER_DIGITS = len(str(INTEGER_MAX))
+_BIG_NUMBER = re.compile(rb"[0-9](?:[0-9]{%d}|[eE])" % (_INTEGER_DIGITS - 1))
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_CURLY_TO_SQUARE = bytes.maketrans(b"{}", b"[]")
+
+T = TypeVar("T")
+
+
+class _Suspect(ValueError):
+    """Something in the body is not acceptable; where, the slow path finds out."""
+
+
+class _Members(list[tuple[str, Any]]):
+    """An object as the slow path keeps it: every member, repeated ones too."""
+
+    __slots__ = ()
+
+
+class _Refused:
+    """A number that is not acceptable, and why, in its place among the values."""
+
+    __slots__ = ("why",)
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+
+def decode(body: bytes, *, bytes_max: int, depth_max: int = DEPTH_MAX) -> Any:  # noqa: ANN401 - any JSON value
+    """The value of a JSON text of at most `bytes_max` bytes, nested at most `depth_max` deep (a scalar has depth 0).
+
+    Raises:
+        TooLarge: the body is longer than `bytes_max`.
+        InvalidRequest: the body is not acceptable JSON; the message says what is wrong and where.
+    """
+    if len(body) > bytes_max:
+        message = f"the body has {len(body)} bytes; at most {bytes_max} are taken"
+        raise TooLarge(message)
+    if _too_deep(body, depth_max):
+        message = f"the body is nested deeper than {depth_max} levels"
+        raise InvalidRequest(message)
+    text = _text(body)
+    decoder = _CHECKING_NUMBERS if _BIG_NUMBER.search(body) else _PLAIN
+    try:
+        value = decoder.decode(text)
+    except _Suspect:
+        _refuse(text)
+    except json.JSONDecodeError as error:
+        message = f"the body is no JSON: {error.msg} at line {error.lineno} column {error.colno}"
+        raise InvalidRequest(message) from None
+    except RecursionError:
+        message = "the body is nested too deep"
+        raise InvalidRequest(message) from None
+    if b"\\u" in body and not _clean(value):
+        _refuse(text)
+    return value
+
+
+def read(body: bytes, kind: type[T], *, bytes_max: int, depth_max: int = DEPTH_MAX) -> T:
+    """The body as a `kind` (a msgspec Struct, say): `decode`, then strict conversion. Unknown fields are for the Struct
+    to forbid.
+
+    Raises:
+        TooLarge, InvalidRequest: as `decode`, or a field is missing, unknown or of another type.
+    """  # noqa: D205 - two sentences that belong together
+    value = decode(body, bytes_max=bytes_max, depth_max=depth_max)
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(_shortened(str(error), 4 * _QUOTED_MAX)) from None
+
+
+def _text(body: bytes) -> str:
+    if not body or body.isspace():
+        message = "the body is empty; send JSON"
+        raise InvalidRequest(message)
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        message = f"the body is not UTF-8: byte {error.start} ({error.reason})"
+        raise InvalidRequest(message) from None
+
+
+def _too_deep(body: bytes, depth_max: int) -> bool:
+    """Whether brackets outside of strings nest deeper than `depth_max`; exact for well-formed JSON."""
+    if body.count(b"[") + body.count(b"{") <= depth_max:
+        return False
+    if b"\\" in body:
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    outside = b"".join(body.split(b'"')[::2])
+    brackets = outside.translate(_CURLY_TO_SQUARE, _NOT_BRACKETS)
+    # Each round removes the innermost pairs, so the rounds count the levels.
+    for _ in range(depth_max):
+        fewer = brackets.replace(b"[]", b"")
+        if len(fewer) == len(brackets):
+            break
+        brackets = fewer
+    return brackets.count(b"[") > (depth_max if b"[]" not in brackets else 0)
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise _Suspect
+    return members
+
+
+def _not_a_number(_: str) -> NoReturn:
+    raise _Suspect
+
+
+def _integer(digits: str) -> int:
+    if _integer_fault(digits):
+        raise _Suspect
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise _Suspect
+    return number
+
+
+def _integer_fault(digits: str) -> str:
+    # Length first: Python refuses to convert thousands of digits.
+    if len(digits) > _INTEGER_DIGITS + 1 or abs(int(digits)) > INTEGER_MAX:
+        return f"integer beyond {INTEGER_MAX}, the largest every JSON reader holds exactly; send it as a string"
+    return ""
+
+
+_PLAIN = json.JSONDecoder(object_pairs_hook=_members, parse_constant=_not_a_number)
+_CHECKING_NUMBERS = json.JSONDecoder(
+    object_pairs_hook=_members, parse_constant=_not_a_number, parse_int=_integer, parse_float=_float
+)
+
+
+def _text_fault(text: str) -> str:
+    if "\0" in text:
+        return "NUL character in a string"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "lone surrogate in a string"
+    return ""
+
+
+def _clean(value: object) -> bool:
+    """Whether no string among the values holds NUL or a lone surrogate. One pass in C: nothing is escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "\\u0000" not in text.replace("\\\\", "") and not _text_fault(text)
+
+
+def _kept_integer(digits: str) -> int | _Refused:
+    why = _integer_fault(digits)
+    return _Refused(why) if why else int(digits)
+
+
+def _kept_float(digits: str) -> float | _Refused:
+    return _Refused("number too large for a double") if math.isinf(float(digits)) else float(digits)
+
+
+_KEEPING = json.JSONDecoder(
+    object_pairs_hook=_Members,
+    parse_constant=lambda name: _Refused(f"{name} is no JSON number"),
+    parse_int=_kept_integer,
+    parse_float=_kept_float,
+)
+
+
+def _refuse(text: str) -> NoReturn:
+    """Say what is wrong and where; the slow path, taken only for bodies that are refused."""
+    try:
+        value = _KEEPING.decode(text)
+    except json.JSONDecodeError as error:
+        message = f"the body is no JSON: {error.msg} at line {error.lineno} column {error.colno}"
+        raise InvalidRequest(message) from None
+    for path, fault in _faults(value):
+        message = f"{path}: {fault}"
+        raise InvalidRequest(message)
+    message = "the body is not acceptable JSON"
+    raise InvalidRequest(message)
+
+
+def _faults(value: object, path: str = "$") -> Iterator[tuple[str, str]]:
+    """Every fault with its path, in the order of the text."""
+    match value:
+        case _Refused():
+            yield path, value.why
+        case str():
+            if fault := _text_fault(value):
+                yield path, fault
+        case _Members():
+            seen: set[str] = set()
+            for name, member in value:
+                if fault := _text_fault(name):
+                    yield path, fault.replace("a string", "a member name")
+                if name in seen:
+                    yield _member(path, name), "repeated member name; send each name once"
+                seen.add(name)
+                yield from _faults(member, _member(path, name))
+        case list():
+            for at, one in enumerate(cast("list[object]", value)):
+                yield from _faults(one, f"{path}[{at}]")
+        case _:
+            pass
+
+
+def _member(path: str, name: str) -> str:
+    plain = name.isascii() and name.isidentifier() and len(name) <= _QUOTED_MAX
+    return f"{path}.{name}" if plain else f"{path}[{_shortened(json.dumps(name), _QUOTED_MAX)}]"
+
+
+def _shortened(text: str, length: int) -> str:
+    kept = text.encode("utf-8", "replace").decode("utf-8")
+    return kept if len(kept) <= length else kept[: length - 1] + "…"

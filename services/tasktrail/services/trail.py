@@ -1,0 +1,151 @@
+"""The streams and buckets the service needs, what they must look like, and making them.
+
+Guarantees: nothing is created or changed except by `create`, which an operator asks for (`tasktrail init`) or an
+embedded start does in a directory without its marker; `differences` says what is missing or not as it should be.
+Needs JetStream API level 4 (nats-server 2.14 or later).
+
+    await create(js, replicas=1)
+    problems = await differences(js)
+"""
+
+from typing import Any
+
+from nats.js import JetStreamContext, api
+from nats.js.errors import NotFoundError
+
+from tasktrail.events.subjects import CURRENT, GENERATION, KEYS, PAYLOADS, TRAIL
+
+DUPLICATE_WINDOW_S = 120.0
+"""How long JetStream knows a message id: well above the time the Ledger resolves an unconfirmed write."""
+
+API_LEVEL = 4
+KV_STREAM = f"KV_{CURRENT}"
+OBJECT_STREAM = f"OBJ_{PAYLOADS}"
+
+
+def desired(replicas: int = 1) -> dict[str, api.StreamConfig]:
+    """Every stream by name as it should be; KV and object buckets are streams too."""
+    file = api.StorageType.FILE
+    return {
+        TRAIL: api.StreamConfig(
+            name=TRAIL,
+            description="tasktrail: every entry, immutable",
+            subjects=[f"trail.{GENERATION}.>"],
+            storage=file,
+            num_replicas=replicas,
+            retention=api.RetentionPolicy.LIMITS,
+            discard=api.DiscardPolicy.NEW,
+            duplicate_window=DUPLICATE_WINDOW_S,
+            deny_delete=True,
+            deny_purge=True,
+            allow_direct=True,
+        ),
+        KEYS: api.StreamConfig(
+            name=KEYS,
+            description="tasktrail: wrapped keys of tasks; erasable",
+            subjects=[f"keys.{GENERATION}.>"],
+            storage=file,
+            num_replicas=replicas,
+            retention=api.RetentionPolicy.LIMITS,
+            discard=api.DiscardPolicy.NEW,
+            discard_new_per_subject=False,
+            duplicate_window=DUPLICATE_WINDOW_S,
+            deny_delete=False,
+            deny_purge=False,
+            allow_direct=False,
+        ),
+        KV_STREAM: current_bucket(replicas),
+        OBJECT_STREAM: api.StreamConfig(
+            name=OBJECT_STREAM,
+            description="tasktrail: sealed payloads too large for an entry",
+            subjects=[f"$O.{PAYLOADS}.C.>", f"$O.{PAYLOADS}.M.>"],
+            storage=file,
+            num_replicas=replicas,
+            retention=api.RetentionPolicy.LIMITS,
+            discard=api.DiscardPolicy.NEW,
+            allow_rollup_hdrs=True,
+            allow_direct=True,
+            duplicate_window=DUPLICATE_WINDOW_S,
+        ),
+    }
+
+
+def current_bucket(replicas: int = 1) -> api.StreamConfig:
+    """The bucket of current states: disposable, so it may be made again at any time."""
+    return api.StreamConfig(
+        name=KV_STREAM,
+        description="tasktrail: current states, rebuilt from the trail when lost",
+        subjects=[f"$KV.{CURRENT}.>"],
+        storage=api.StorageType.FILE,
+        num_replicas=replicas,
+        retention=api.RetentionPolicy.LIMITS,
+        max_msgs_per_subject=1,
+        discard=api.DiscardPolicy.NEW,
+        allow_rollup_hdrs=True,
+        deny_delete=True,
+        allow_direct=True,
+        duplicate_window=DUPLICATE_WINDOW_S,
+    )
+
+
+async def create(js: JetStreamContext, *, replicas: int = 1, only: frozenset[str] = frozenset()) -> list[str]:
+    """Create the streams that do not exist (all, or those of `only`); existing ones are never touched. Names made."""
+    made: list[str] = []
+    for name, config in desired(replicas).items():
+        if only and name not in only:
+            continue
+        try:
+            await js.stream_info(name)
+        except NotFoundError:
+            await js.add_stream(config)
+            made.append(name)
+    return made
+
+
+_COMPARED = (
+    "subjects",
+    "storage",
+    "retention",
+    "discard",
+    "deny_delete",
+    "deny_purge",
+    "max_msgs_per_subject",
+    "allow_direct",
+    "duplicate_window",
+)
+_LIMITS = ("max_msgs", "max_bytes", "max_age")
+
+
+async def differences(js: JetStreamContext) -> list[str]:
+    """What is missing or not as it should be, one sentence each; empty when all is well."""
+    found: list[str] = []
+    for name, want in desired().items():
+        try:
+            have = (await js.stream_info(name)).config
+        except NotFoundError:
+            found.append(f"stream {name} is missing")
+            continue
+        found += [
+            f"stream {name}: {field} is {_shown(getattr(have, field))}, should be {_shown(getattr(want, field))}"
+            for field in _COMPARED
+            if _value(getattr(have, field)) != _value(getattr(want, field))
+        ]
+        if name in {TRAIL, KEYS}:
+            found += [
+                f"stream {name}: {field} is {getattr(have, field)}, which would lose entries; it should be unlimited"
+                for field in _LIMITS
+                if (getattr(have, field) or 0) > 0
+            ]
+    return found
+
+
+def _value(raw: Any) -> Any:  # noqa: ANN401 - a configuration field of any type
+    """A field as compared: enums by value, absent as the server's default."""
+    value = getattr(raw, "value", raw)
+    if isinstance(value, list):
+        return sorted(value)
+    return None if value in (False, 0, -1, "", None) else value
+
+
+def _shown(raw: Any) -> str:  # noqa: ANN401 - see `_value`
+    return str(getattr(raw, "value", raw))
