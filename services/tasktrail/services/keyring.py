@@ -63,7 +63,7 @@ class Keyring:
         folder = data / "keys"
         if not folder.is_dir():
             message = (
-                f"no keys in {folder}; start once with `tasktrail up --data {data}`, or restore your backup of them"
+                f"no keys in {folder}; make them with `tasktrail init` (external NATS), or restore your backup of them"
             )
             raise KeyringError(message)
         numbered: dict[str, dict[int, bytes]] = {"signing": {}, "wrapping": {}}

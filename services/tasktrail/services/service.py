@@ -38,7 +38,7 @@ from tasktrail.services.access.recorder import Recorder
 from tasktrail.services.access.rules import Rule, decision
 from tasktrail.services.access.work import Work
 from tasktrail.services.auditor import Auditor
-from tasktrail.services.broker import Broker, require_api_level
+from tasktrail.services.broker import Broker, BrokerFailed, StoreBusy, require_api_level
 from tasktrail.services.bus import make_bus
 from tasktrail.services.clock import now_ms
 from tasktrail.services.connection import Connection
@@ -49,6 +49,7 @@ from tasktrail.services.projector import Projector
 from tasktrail.services.sealing import Vault
 from tasktrail.services.settings import Settings
 from tasktrail.services.states import States
+from tasktrail.services.sweeper import Sweeper
 from tasktrail.services.timekeeper import Timekeeper
 
 _log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ AUDIT_FILE = "audit.duckdb"
 ADAPTER_FILE = "adapter.json"
 _MARKER = "streams-created"
 _RUNNING = "running"
+_ANNOUNCED = "signing-key-announced"
 _PORT = "nats.port"
 _BEAT_S = 1.0
 RESTARTS_MAX = 5
@@ -112,12 +114,12 @@ class Service:
         self._stack.push_async_callback(self.nc.close)
         await require_api_level(self.nc, trail.API_LEVEL)
         self.js = self.nc.jetstream()
-        fresh = await self._streams()
-        self.keyring = self._keys(fresh=fresh)
+        await self._streams()
+        self.keyring = Keyring.open(self.settings.data)
         self._build()
         bus = make_bus(connection)
         await self._start_parts(bus)
-        await self._record_start(fresh=fresh)
+        await self._record_start()
         beat = asyncio.create_task(self._beat())
         self._stack.push_async_callback(_cancel, beat)
 
@@ -140,13 +142,14 @@ class Service:
     def _external(self) -> Connection:
         return Connection.from_text(self.settings.nats_url, self.settings.nats_credentials)
 
-    async def _streams(self) -> bool:
-        """Create the streams in a fresh embedded directory, check them everywhere else. Whether it was fresh."""
+    async def _streams(self) -> None:
+        """Make streams and keys in a fresh embedded directory; everywhere else they must be there and right."""
         marker = self.settings.data / _MARKER
         if self.settings.embedded and not marker.exists():
             await trail.create(self.js)
+            make_keys(self.settings.data, await self.last_sequence())
             marker.touch(mode=0o600)
-            return True
+            return
         problems = await trail.differences(self.js)
         serious = [problem for problem in problems if trail.KV_STREAM not in problem]
         if serious:
@@ -158,10 +161,6 @@ class Service:
             )
             message = f"the streams are not as they should be:\n  {told}\n{remedy}"
             raise NotReady(message)
-        return False
-
-    def _keys(self, *, fresh: bool) -> Keyring:
-        return Keyring.create(self.settings.data) if fresh else Keyring.open(self.settings.data)
 
     def _build(self) -> None:
         settings = self.settings
@@ -181,22 +180,25 @@ class Service:
         commands.serve(bus, self.desk, payload_max_bytes=self.settings.payload_max_bytes)
         store = await asyncio.to_thread(AuditStore.open, self.settings.data / AUDIT_FILE)
         self._stack.push_async_callback(asyncio.to_thread, store.close)
-        self.auditor = Auditor(self.js, store)
+        self.auditor = Auditor(self.nc, store)
         await self.auditor.start()
         self._stack.push_async_callback(self.auditor.stop)
         await self.timekeeper.start()
         self._stack.push_async_callback(self.timekeeper.stop)
+        sweeper = Sweeper(self.js, self.states)
+        await sweeper.start()
+        self._stack.push_async_callback(sweeper.stop)
         await self.recorder.start()
         self._stack.push_async_callback(self.recorder.stop)
         await bus.start()
         self._stack.push_async_callback(bus.stop)
 
-    async def _record_start(self, *, fresh: bool) -> None:
-        """What the trail should know of this start: new keys, and a crash before it."""
-        running = self.settings.data / _RUNNING
+    async def _record_start(self) -> None:
+        """What the trail should know of this start: a key not seen on it yet, and a crash before it."""
+        running, announced = self.settings.data / _RUNNING, self.settings.data / _ANNOUNCED
         at_ms = now_ms()
         events: list[Event] = []
-        if fresh:
+        if not announced.exists() or announced.read_text() != self.keyring.kid:
             key = KeyActivated(
                 at_ms=at_ms,
                 purpose="signing",
@@ -206,17 +208,17 @@ class Service:
             )
             events.append(key)
         if running.exists():
-            since = running.stat().st_mtime_ns // 1_000_000
             gap = GapFound(
                 at_ms=at_ms,
                 what="folded polls and denials",
-                since_ms=since,
+                since_ms=running.stat().st_mtime_ns // 1_000_000,
                 until_ms=at_ms,
                 cause="the service ended without stopping; repeats of its last second may not have been written",
             )
             events.append(gap)
         if events:
             await self._note(tuple(events))
+        _write_private(announced, self.keyring.kid.encode())
         running.touch(mode=0o600)
         self._stack.callback(running.unlink, missing_ok=True)
 
@@ -281,10 +283,23 @@ class Service:
         self.broker = _start_broker(self.settings.data / "nats", self.settings.nats_server, dead.port)
 
 
+def make_keys(data: Path, entries: int) -> None:
+    """Make the keys of a trail that has none yet.
+
+    Raises:
+        NotReady: the trail has entries already, made with keys that are not here.
+    """
+    if not Keyring.exists(data) and entries:
+        message = (
+            f"the trail holds {entries} entries, but {data} holds no keys: copy the directory `keys` of the "
+            "installation that wrote them; new keys could not open or continue it"
+        )
+        raise NotReady(message)
+    Keyring.create(data)
+
+
 def _start_broker(store: Path, binary: Path | None, port: int) -> Broker:
     """The broker on the port it had, so that adapters find it again; on another one when that is taken."""
-    from tasktrail.services.broker import BrokerFailed, StoreBusy  # noqa: PLC0415 - beside its only use
-
     try:
         return Broker.start(store, binary=binary, port=port)
     except StoreBusy:

@@ -95,7 +95,7 @@ class EntryRow(NamedTuple):
     address: str | None
     address_level: str | None
     binding_mode: str | None
-    binding_differs: list[str] | None
+    binding_differs: str | None
     effect: str | None
     decision_reason: str | None
     policy_sha256: str | None
@@ -204,7 +204,7 @@ def entry_row(message: Message, entry: Entry, kind: str, leaf: str) -> EntryRow:
         (request.address or None) if request else None,
         request.address_level if request and request.address else None,
         binding.mode if binding else None,
-        list(binding.differs) if binding else None,
+        ", ".join(binding.differs) if binding else None,
         decision.effect if decision else None,
         decision.reason if decision else None,
         (decision.policy_sha256 or None) if decision else None,

@@ -53,6 +53,12 @@ class StoreTooOld(AuditStoreError):
 
 
 class AnotherTrail(AuditStoreError):
-    """The file was read from another stream, or from a later state of this one."""
+    """The file was read from another stream."""
 
     reason = "another_trail"
+
+
+class StreamCut(AnotherTrail):
+    """The stream ends before what the file has read of it."""
+
+    reason = "stream_cut"

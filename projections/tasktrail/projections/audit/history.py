@@ -96,7 +96,7 @@ class StepRow(NamedTuple):
     address: str | None
     address_level: str | None
     binding_mode: str | None
-    binding_differs: list[str] | None
+    binding_differs: str | None
     effect: str | None
     decision_reason: str | None
     policy_sha256: str | None
@@ -308,7 +308,7 @@ def _rule(row: StepRow) -> RuleShown | None:
 def _binding(row: StepRow) -> BindingShown | None:
     if row.binding_mode is None:
         return None
-    differs = tuple(row.binding_differs or ())
+    differs = tuple(row.binding_differs.split(", ")) if row.binding_differs else ()
     return BindingShown(mode=row.binding_mode, matches=not differs, differs=differs)
 
 

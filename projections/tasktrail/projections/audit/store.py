@@ -39,6 +39,7 @@ from tasktrail.projections.audit.errors import (
     StoreMissing,
     StoreTooNew,
     StoreTooOld,
+    StreamCut,
 )
 from tasktrail.projections.audit.history import Found, StepRow, assemble, in_order, task_shown
 from tasktrail.projections.audit.rows import CHANGING, DenialRow, RejectedRow, Rows, TaskRow, read, ref_of
@@ -48,6 +49,8 @@ SCHEMA_VERSION = 1
 STEPS_MAX = 100_000
 TASKS_MAX = 10_000
 MEMORY_LIMIT = "1GB"
+CHECKPOINT_THRESHOLD = "128MB"
+"""Write-ahead log kept before it is folded into the file: 16MB took a third of the time, 128MB replays in 0.5 s."""
 _GAPS_MAX = 1_000
 _KNOWN_MAX = 20_000
 _HOLDER = re.compile(r"lock is held in (.*) \(PID (\d+)\)")
@@ -56,6 +59,7 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": "false",
     "allow_community_extensions": "false",
     "memory_limit": MEMORY_LIMIT,
+    "checkpoint_threshold": CHECKPOINT_THRESHOLD,
 }
 
 
@@ -152,8 +156,13 @@ class AuditStore:
         finally:
             cursor.close()
 
+    @property
+    def last_seq(self) -> int:
+        """The last stream sequence in it; does not block."""
+        return self._position.last_seq
+
     def position(self) -> Position:
-        """How far the store has read."""
+        """How far the store has read which stream."""
         with self._reading() as cursor:
             return _position(cursor)
 
@@ -161,7 +170,8 @@ class AuditStore:
         """Say which stream is read: its name, when it was created (an aware time) and its last sequence.
 
         Raises:
-            AnotherTrail: the store was read from another stream, or beyond this one's end.
+            AnotherTrail: the store was read from another stream.
+            StreamCut: it was read further than this stream goes.
         """
         made = created.astimezone(UTC).replace(tzinfo=None)
         held = self._position
@@ -181,7 +191,7 @@ class AuditStore:
                 f"{self.path} has read stream {stream} up to {held.last_seq}, and the stream ends at {last_seq}: it "
                 f"was cut, or restored from an older copy. {_KEEP}"
             )
-            raise AnotherTrail(message)
+            raise StreamCut(message)
 
     def append(self, messages: Sequence[Message]) -> Position:
         """Add the rows of these messages, in the stream's order, and move the position: all of it or nothing.

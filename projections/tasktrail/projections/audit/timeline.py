@@ -121,9 +121,9 @@ class Step(Shown, frozen=True, kw_only=True):
     it became true; `recorded_at`: when the entry was made; both null for an anomaly. `kind`: see `StepKind`; `type`:
     the event's, of an anomaly why it was not accepted; `what`: a sentence, safe to print. `status_before`,
     `status_after`: the task's, null before its creation. `count`: how many a folded run holds, from `first` to `last`
-    (times); of a denial, those that claimed this task. `code`: the JSON-RPC code the caller was told, or the task failed
-    with. `reasons`: of a denial, true reason to count, over the whole run; of a refusal, an ignored answer or an ended
-    subscription its one reason, count 1.
+    (times); of a denial, those that claimed this task. `code`: the JSON-RPC code the caller was told, or the task
+    failed with. `reasons`: of a denial, true reason to count, over the whole run; of a refusal, an ignored answer or an
+    ended subscription its one reason, count 1.
     """
 
     stream_seq: int

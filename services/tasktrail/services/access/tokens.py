@@ -4,7 +4,7 @@ Guarantees: only issuers named in the configuration, only their allow-listed asy
 configured JWKS address: `jku`, `x5u`, `x5c` and `jwk` of a token are never used. `iss`, `aud`, `exp` and `sub` are
 required; a token counts until `exp` and not a second longer, `nbf` and `iat` may be `skew_s` ahead of our clock. A
 refusal never quotes the token. Memory and requests are bounded: `TOKENS_MAX` verified tokens are kept, a key set for
-`FRESH_S`, and an unknown key id asks an issuer at most once in `AGAIN_S`, however many tokens name one.
+`FRESH_S`, and unknown key ids ask an issuer at most once in `AGAIN_S`, however many tokens name one.
 
 `judge`, `read_jwks` and `reading` are pure; `Tokens` adds the fetching. Needs joserfc, httpx and a running event loop.
 
@@ -19,6 +19,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from http import HTTPStatus
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -52,6 +53,7 @@ SKEW_S = 60.0
 FETCH_S = 5.0
 FRESH_S = 600.0
 AGAIN_S = 30.0
+RETRY_S = 5.0
 STALE_S = 3600.0
 """How long the last key set serves while its issuer cannot be reached."""
 
@@ -78,7 +80,9 @@ class Issuer(msgspec.Struct, frozen=True):
             message = f"issuer {self.url!r} with audience {self.audience!r}: both must be given"
             raise InvalidRequest(message)
         address = urlsplit(self.jwks_url)
-        if address.scheme != "https" and not (address.scheme == "http" and _loopback(address.hostname)):
+        if not address.hostname or address.scheme not in (
+            {"http", "https"} if _loopback(address.hostname) else {"https"}
+        ):
             message = f"JWKS address {self.jwks_url!r} of {self.url}: give https, or http on the loopback interface"
             raise InvalidRequest(message)
         wrong = sorted(set(self.algorithms) - set(ALGORITHMS))
@@ -141,7 +145,7 @@ _REGISTRY = jws.JWSRegistry(algorithms=ALGORITHMS, strict_check_header=False)
 _REGISTRY.max_header_length = _HEADER_MAX_BYTES
 
 
-def reading(token: str) -> Reading | Refusal:
+def reading(token: str) -> Reading | Refusal:  # noqa: PLR0911 - one return per refusal
     """What a token of the one accepted form (a signed JWT in compact form) says, unproved."""
     if not token:
         return _refusal(Verification.MISSING, "there is no token")
@@ -166,9 +170,7 @@ def reading(token: str) -> Reading | Refusal:
 def _object(part: str) -> dict[str, Any] | None:
     """A part as the JSON object it is, or None."""
     try:
-        value = strict_json.decode(
-            urlsafe_b64decode(part.encode()), bytes_max=TOKEN_MAX_BYTES, depth_max=_DEPTH_MAX
-        )
+        value = strict_json.decode(urlsafe_b64decode(part.encode()), bytes_max=TOKEN_MAX_BYTES, depth_max=_DEPTH_MAX)
     except (ValueError, InvalidRequest):
         return None
     return cast("dict[str, Any]", value) if isinstance(value, dict) else None
@@ -190,9 +192,7 @@ def read_jwks(document: bytes) -> Jwks:
 
 
 def _key(said: object) -> Key | None:
-    if not isinstance(said, dict):
-        return None
-    members = cast("dict[str, Any]", said)
+    members = cast("dict[str, Any]", said) if isinstance(said, dict) else {}
     if "d" in members or members.get("use", "sig") != "sig":
         return None
     try:
@@ -201,17 +201,23 @@ def _key(said: object) -> Key | None:
                 return ECKey.import_key(members)
             case "OKP":
                 return OKPKey.import_key(members)
-            case "RSA":
-                bits = 8 * len(urlsafe_b64decode(str(members.get("n")).encode()).lstrip(b"\0"))
-                return RSAKey.import_key(members) if bits in _RSA_BITS else None
+            case "RSA" if _rsa_bits(members) in _RSA_BITS:
+                return RSAKey.import_key(members)
             case _:
                 return None
     except (JoseError, ValueError, TypeError, KeyError):
         return None
 
 
-def judge(token: str, said: Reading, issuer: Issuer, jwks: Jwks, now_s: float, skew_s: float = SKEW_S) -> Verified | Refusal:
-    """Whether a token read as `said` holds now: signature first, then its claims."""
+def _rsa_bits(members: Mapping[str, Any]) -> int:
+    return int.from_bytes(urlsafe_b64decode(str(members.get("n")).encode())).bit_length()
+
+
+def judge(token: str, issuer: Issuer, jwks: Jwks, now_s: float, skew_s: float = SKEW_S) -> Verified | Refusal:
+    """Whether a token of this issuer holds at `now_s` (epoch seconds): signature first, then its claims."""
+    said = reading(token)
+    if isinstance(said, Refusal):
+        return said
     if said.claims.get("iss") != issuer.url:
         return _refusal(Verification.WRONG_ISSUER, "the issuer is not the one whose keys these are")
     if said.algorithm not in issuer.algorithms:
@@ -236,11 +242,9 @@ def _signed_by(token: str, key: Key) -> bool:
 
 
 def _claims_fault(claims: Mapping[str, Any], issuer: Issuer, now_s: float, skew_s: float) -> Refusal | None:
-    subject, audience = claims.get("sub"), claims.get("aud")
-    if not isinstance(subject, str) or not subject:
-        return _refusal(Verification.MALFORMED, "sub is missing: the token names nobody")
-    if any(len(text) > TEXT_MAX for text in (subject, claims.get("client_id")) if isinstance(text, str)):
-        return _refusal(Verification.MALFORMED, f"sub and client_id have at most {TEXT_MAX} characters")
+    if not _is_name(claims.get("sub")) or not all(_is_name(claims.get(name, "-")) for name in ("client_id", "azp")):
+        return _refusal(Verification.MALFORMED, f"sub and client_id are texts of 1 to {TEXT_MAX} characters")
+    audience = claims.get("aud")
     audiences = cast("list[object]", audience) if isinstance(audience, list) else [audience]
     if issuer.audience not in audiences:
         return _refusal(Verification.WRONG_AUDIENCE, "the token is for another audience")
@@ -254,6 +258,10 @@ def _claims_fault(claims: Mapping[str, Any], issuer: Issuer, now_s: float, skew_
     return None
 
 
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= TEXT_MAX
+
+
 def _is_date(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
@@ -265,50 +273,63 @@ class _Keys:
         self.issuer = issuer
         self._monotonic = monotonic
         self._jwks: Jwks | None = None
-        self._fetched = self._asked = float("-inf")
+        self._fetched = self._asked = self._sought = float("-inf")
         self._fetching: asyncio.Task[None] | None = None
 
     async def current(self, kid: str = "") -> Jwks | None:
         """The issuer's keys, refreshed when old, or when none has this id; None when they cannot be had."""
-        unknown = bool(self._jwks and kid and not self._jwks.matching(kid))
-        if (self._age() >= FRESH_S or unknown) and self._may_ask():
+        if self._must_ask(kid):
             if self._fetching is None:
                 self._fetching = asyncio.create_task(self._refresh(), name="jwks")
             await asyncio.shield(self._fetching)  # one caller going away leaves the others their answer
-        return self._jwks if self._age() < STALE_S else None
+        return self._jwks if self._monotonic() - self._fetched < STALE_S else None
 
-    def _age(self) -> float:
-        return self._monotonic() - self._fetched
-
-    def _may_ask(self) -> bool:
-        return self._fetching is not None or self._monotonic() - self._asked >= AGAIN_S
+    def _must_ask(self, kid: str) -> bool:
+        now = self._monotonic()
+        if self._jwks is None or now - self._fetched >= FRESH_S:
+            return self._fetching is not None or now - self._asked >= RETRY_S
+        if not kid or self._jwks.matching(kid):
+            return False
+        if self._fetching is None and now - self._sought < AGAIN_S:
+            return False
+        self._sought = now
+        return True
 
     async def _refresh(self) -> None:
         self._asked = self._monotonic()
         try:
             self._jwks = read_jwks(await _fetched(self.issuer.jwks_url))
             self._fetched = self._monotonic()
-        except (httpx.HTTPError, InvalidRequest, TimeoutError, OSError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, InvalidRequest, TimeoutError) as error:
             _log.warning("no keys from %s: %s", self.issuer.jwks_url, str(error) or type(error).__name__)
         finally:
             self._fetching = None
 
 
 async def _fetched(url: str) -> bytes:
-    """The document at `url`: one request, no redirect, `FETCH_S` for all of it, `JWKS_MAX_BYTES` at most."""
+    """The document at `url`: one request, no redirect, `FETCH_S` for all of it, `JWKS_MAX_BYTES` at most.
+
+    Raises:
+        httpx.HTTPError, httpx.InvalidURL, TimeoutError: it does not answer.
+        InvalidRequest: it answers something else than a document of that size.
+    """
+    headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
     proxied = not _loopback(urlsplit(url).hostname)
-    async with asyncio.timeout(FETCH_S), httpx.AsyncClient(timeout=FETCH_S, trust_env=proxied) as client:
-        async with client.stream("GET", url, headers={"Accept": "application/json"}) as response:
-            if response.status_code != httpx.codes.OK:
-                message = f"it answered {response.status_code}"
+    document = bytearray()
+    async with (
+        asyncio.timeout(FETCH_S),
+        httpx.AsyncClient(timeout=FETCH_S, trust_env=proxied) as client,
+        client.stream("GET", url, headers=headers) as response,
+    ):
+        if response.status_code != HTTPStatus.OK:
+            message = f"it answered {response.status_code}"
+            raise InvalidRequest(message)
+        async for chunk in response.aiter_raw():  # raw: nothing is decompressed
+            document += chunk
+            if len(document) > JWKS_MAX_BYTES:
+                message = f"it answered more than {JWKS_MAX_BYTES} bytes"
                 raise InvalidRequest(message)
-            document = bytearray()
-            async for chunk in response.aiter_bytes():
-                document += chunk
-                if len(document) > JWKS_MAX_BYTES:
-                    message = f"it answered more than {JWKS_MAX_BYTES} bytes"
-                    raise InvalidRequest(message)
-            return bytes(document)
+    return bytes(document)
 
 
 class Tokens:
@@ -356,9 +377,7 @@ class Tokens:
         keys = self._keys.get(iss) if isinstance(iss, str) else None
         if keys is None:
             return _refusal(Verification.WRONG_ISSUER, "the issuer is not one of those configured")
-        if said.algorithm not in keys.issuer.algorithms:
-            return _refusal(Verification.BAD_SIGNATURE, "the algorithm is not one this issuer signs with")
         jwks = await keys.current(said.kid)
         if jwks is None:
             return _refusal(Verification.NOT_CHECKED, "the issuer's keys cannot be had; try again later")
-        return judge(token, said, keys.issuer, jwks, self._now(), self._skew_s)
+        return judge(token, keys.issuer, jwks, self._now(), self._skew_s)

@@ -2,16 +2,19 @@
 
 Guarantees: everything but `/healthz` and `/readyz` needs the responder token (`edge.py`); every refusal is
 problem+json (`problems.py`); a task id travels in a body only, never in a URL; request bodies are at most 64 KiB of
-strict JSON, unknown fields and parameters are refused by name. The OpenAPI 3.1 document is at `/schema/openapi.json`
+strict JSON; unknown fields and parameters are refused by name. The OpenAPI 3.1 document is at `/schema/openapi.json`
 and `.yaml`; no page is served, so nothing is loaded from elsewhere.
 
     app = create_app(service, token=open_token(data), hosts=Hosts(settings.host))
     server = await Server.start(app, host=settings.host, port=settings.port)
 """
 
+import base64
+import hashlib
 import logging
-from collections.abc import Sequence
-from typing import Annotated, Any, cast
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Annotated, Any, TypeAlias, cast
 
 import msgspec
 from litestar import Litestar, MediaType, Request, Response, Router, get, post
@@ -21,44 +24,62 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin, YamlRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
-from litestar.params import Parameter
+from litestar.params import FromQuery, HeaderParameter, JSONBody, QueryParameter
 from litestar.response import Stream
 
-from tasktrail.events.authority import Authority
-from tasktrail.events.errors import InvalidRequest, TasktrailError
+from tasktrail.events.errors import InvalidRequest, TasktrailError, TooLarge
 from tasktrail.events.facts import Status
-from tasktrail.events.subjects import DEFAULT_TENANT
-from tasktrail.projections.audit.rows import TaskRow
 from tasktrail.projections.audit.store import TaskFilter
-from tasktrail.projections.audit.timeline import Timeline
+from tasktrail.projections.audit.timeline import TaskShown, Timeline
 from tasktrail.services import strict_json
 from tasktrail.services.http import problems
 from tasktrail.services.http.edge import Edge, Hosts
-from tasktrail.services.http.problems import Problem
-from tasktrail.services.http.surface import Health, Readiness, Surface
+from tasktrail.services.http.problems import Problem, problem
+from tasktrail.services.http.surface import Asker, Health, NoSuchTask, Readiness, Surface
 from tasktrail.services.http.tailing import MEDIA_TYPE as EVENT_STREAM
 from tasktrail.services.http.tailing import Tails
 
 BODY_BYTES_MAX = 64 * 1024
 DEPTH_MAX = 16
-LIMIT_MAX = 1_000
-LIMIT_DEFAULT = 100
+TASKS_MAX = 1_000
+TASKS_DEFAULT = 100
 
+_NAME_MAX = 64
+_TEXT_MAX = 2_048
 _log = logging.getLogger("tasktrail.http")
 
-_Request = Request[Any, Any, State]
+_Request: TypeAlias = Request[Any, Any, State]
+_Text: TypeAlias = Annotated[str | None, QueryParameter(max_length=_TEXT_MAX)]
+_Sequence: TypeAlias = Annotated[int | None, QueryParameter(ge=0, le=strict_json.INTEGER_MAX)]
 
-_UNAUTHORISED = ResponseSpec(Problem, description="No or a wrong responder token.", media_type=problems.MEDIA_TYPE)
-_INVALID = ResponseSpec(Problem, description="The request is not as documented.", media_type=problems.MEDIA_TYPE)
-_UNKNOWN = ResponseSpec(Problem, description="No such task on the trail.", media_type=problems.MEDIA_TYPE)
-_TOO_LARGE = ResponseSpec(Problem, description="The body is too large.", media_type=problems.MEDIA_TYPE)
-_UNAVAILABLE = ResponseSpec(Problem, description="Try again later.", media_type=problems.MEDIA_TYPE)
+
+def _refusal(description: str) -> ResponseSpec:
+    return ResponseSpec(Problem, description=description, media_type=problems.MEDIA_TYPE, generate_examples=False)
+
+
+_REFUSALS: Mapping[int, ResponseSpec] = {
+    400: _refusal("The request is not as documented; `detail` says where."),
+    401: _refusal("No responder token, or a wrong one."),
+    403: _refusal("The request comes from a page of another origin."),
+    421: _refusal("The Host is none of this service's."),
+    503: _refusal("The service cannot answer now; try again later."),
+}
+_NO_TASK = _refusal("Nothing on the trail has this reference or id.")
+_TOO_LARGE = _refusal("The body is larger than 64 KiB.")
+_NOT_JSON = _refusal("The body is not declared as JSON.")
 
 
 class TimelineQuestion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which task. An id is a bearer capability: that is why it travels in a body."""
+    """Which task. Its id is a bearer capability: that is why it travels in a body."""
 
     task: Annotated[str, msgspec.Meta(description="a task's reference or its id", min_length=1, max_length=256)]
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is not declared as JSON."""
+
+    http_status = 415
+    reason = "unsupported_media_type"
 
 
 class StrictRequest(_Request):
@@ -66,19 +87,11 @@ class StrictRequest(_Request):
 
     async def json(self) -> Any:  # noqa: ANN401 - the handler's own type
         """The body as the handler's `data` type."""
-        media_type = self.content_type[0]
-        if media_type != MediaType.JSON:
+        if self.content_type[0] != MediaType.JSON:
             message = "send the body as Content-Type: application/json"
             raise UnsupportedMediaType(message)
         kind = cast("Any", self.route_handler).parsed_data_field.annotation
         return strict_json.read(await self.body(), kind, bytes_max=BODY_BYTES_MAX, depth_max=DEPTH_MAX)
-
-
-class UnsupportedMediaType(InvalidRequest):
-    """The body is of another type than JSON."""
-
-    http_status = 415
-    reason = "unsupported_media_type"
 
 
 class App(Edge):
@@ -94,20 +107,18 @@ class App(Edge):
         self._tails.close()
 
 
-def create_app(surface: Surface, *, token: str, hosts: Hosts, tenant: str = DEFAULT_TENANT, version: str = "") -> App:
-    """The application over this service. `tenant` is the one that responders' readings are recorded under."""
-    tails = Tails()
-    asked_by = Responder(token, tenant)
+def create_app(
+    surface: Surface, *, token: str, hosts: Hosts, version: str = "unknown", tails: Tails | None = None
+) -> App:
+    """The application over this service. `version` is the one its OpenAPI document says."""
+    tails = tails or Tails()
+    reading = _Reading(surface, token)
     api = Router(
         "/api/v1",
-        route_handlers=[
-            _tasks_route(surface, asked_by),
-            _timeline_route(surface, asked_by),
-            _tail_route(surface, asked_by, tails),
-        ],
+        route_handlers=[reading.tasks_route(), reading.timeline_route(), reading.tail_route(tails)],
         before_request=_known_parameters,
-        tags=["trail"],
         security=[{"responder": []}],
+        tags=["trail"],
     )
     inner = Litestar(
         [*_health_routes(surface), api],
@@ -122,131 +133,174 @@ def create_app(surface: Surface, *, token: str, hosts: Hosts, tenant: str = DEFA
 
 
 def _openapi(version: str) -> OpenAPIConfig:
+    scheme = SecurityScheme(
+        type="http", scheme="bearer", description="The responder token: the file responder.token in the data directory."
+    )
     return OpenAPIConfig(
         title="tasktrail",
-        version=version or "unknown",
-        description="What responders ask of a trail: who authorised each step of an MCP task.",
-        path="/schema",
+        version=version,
+        description="What responders ask a trail: who authorised each step of an MCP task, and how we know.",
         use_handler_docstrings=True,
         render_plugins=[JsonRenderPlugin(), YamlRenderPlugin()],
-        openapi_router=Router("/schema", [], include_in_schema=False, after_request=_no_page),
-        components=Components(
-            security_schemes={"responder": SecurityScheme(type="http", scheme="bearer", description=_TOKEN_IS)}
-        ),
+        openapi_router=Router("/schema", route_handlers=[], include_in_schema=False, after_request=_no_page),
+        components=Components(security_schemes={"responder": scheme}),
     )
+
+
+async def _no_page(response: Response[Any]) -> Response[Any]:
+    """Litestar answers unknown paths under its schema's with a page; this surface has none."""
+    if response.status_code != HTTPStatus.NOT_FOUND:
+        return response
+    return _response(problem(404, "not_found", _DETAILS[404]))
 
 
 def _health_routes(surface: Surface) -> list[HTTPRouteHandler]:
     @get("/healthz", tags=["health"], responses={503: ResponseSpec(Health, description="It does not.")})
     async def healthz() -> Response[Health]:
-        """Whether the process does its work. No token needed."""
+        """Whether the process does its work. Needs no token."""
         health = await surface.health()
         return Response(health, status_code=200 if health.alive else 503)
 
     @get("/readyz", tags=["health"], responses={503: ResponseSpec(Readiness, description="Not yet.")})
     async def readyz() -> Response[Readiness]:
-        """Whether the projections have caught up, and which is behind by how much. No token needed."""
+        """Whether the projections have caught up; which one is behind, and by how much. Needs no token."""
         readiness = await surface.readiness()
         return Response(readiness, status_code=200 if readiness.ready else 503)
 
     return [healthz, readyz]
 
 
-def _timeline_route(surface: Surface, asked_by: Responder) -> HTTPRouteHandler:
-    @post("/timeline", status_code=200, responses={**_REFUSALS, 404: _UNKNOWN, 413: _TOO_LARGE})
-    async def timeline(request: _Request, data: TimelineQuestion) -> Timeline:
-        """The ordered history of one task. The reading is recorded on the trail."""
-        return await surface.timeline(data.task, authority=asked_by.authority(request))
+class _Reading:
+    """The routes that read the trail, each on behalf of whoever holds the token."""
 
-    return timeline
+    def __init__(self, surface: Surface, token: str) -> None:
+        self._surface = surface
+        digest = hashlib.sha256(token.encode()).digest()
+        self._token_hash = base64.urlsafe_b64encode(digest).decode().rstrip("=")
+
+    def _asker(self, request: _Request) -> Asker:
+        return Asker(token_hash=self._token_hash, address=request.client.host if request.client else "")
+
+    def timeline_route(self) -> HTTPRouteHandler:
+        """One task's history."""
+
+        @post("/timeline", status_code=200, responses={**_REFUSALS, 404: _NO_TASK, 413: _TOO_LARGE, 415: _NOT_JSON})
+        async def timeline(request: _Request, data: JSONBody[TimelineQuestion]) -> Timeline:
+            """The ordered history of one task. The reading is recorded on the trail."""
+            found = await self._surface.timeline(data.task, self._asker(request))
+            if found is None:
+                raise NoSuchTask
+            return found
+
+        return timeline
+
+    def tasks_route(self) -> HTTPRouteHandler:
+        """Tasks by filter."""
+
+        @get("/tasks", responses=_REFUSALS)
+        async def tasks(  # noqa: PLR0913, PLR0917 - one for each documented parameter
+            request: _Request,
+            status: FromQuery[list[Status] | None] = None,
+            tenant: _Text = None,
+            server: _Text = None,
+            tool: _Text = None,
+            iss: _Text = None,
+            sub: _Text = None,
+            client_id: _Text = None,
+            live: FromQuery[bool | None] = None,
+            before: _Sequence = None,
+            limit: Annotated[int, QueryParameter(ge=1, le=TASKS_MAX)] = TASKS_DEFAULT,
+        ) -> list[TaskShown]:
+            """Tasks, the newest first; `before` is the `first_seq` of the last one of the page before. The reading is
+            recorded on the trail.
+            """  # noqa: D205 - one paragraph of the OpenAPI document
+            wanted = TaskFilter(
+                statuses=tuple(status) if status else None,
+                tenant=tenant,
+                server=server,
+                tool=tool,
+                iss=iss,
+                sub=sub,
+                client_id=client_id,
+                live=live,
+                before=before,
+            )
+            return list(await self._surface.tasks(wanted, limit, self._asker(request)))
+
+        return tasks
+
+    def tail_route(self, tails: Tails) -> HTTPRouteHandler:
+        """The live tail."""
+
+        @get("/tail", media_type=EVENT_STREAM, responses=_REFUSALS, response_description=_TAIL_IS)
+        async def tail(
+            request: _Request,
+            since: _Sequence = None,
+            last_event_id: Annotated[
+                int | None, HeaderParameter(name="Last-Event-ID", ge=0, le=strict_json.INTEGER_MAX)
+            ] = None,
+        ) -> Stream:
+            """Steps as they are recorded after stream sequence `since`, or from now on. The reading is recorded too."""
+            after = since if last_event_id is None else last_event_id
+            batches = self._surface.tail(after, self._asker(request))
+            return Stream(tails.open(batches), media_type=EVENT_STREAM)
+
+        return tail
 
 
-def _tail_route(surface: Surface, asked_by: Responder, tails: Tails) -> HTTPRouteHandler:
-    @get(
-        "/tail",
-        media_type=EVENT_STREAM,
-        responses={**_REFUSALS, 503: _UNAVAILABLE},
-        response_description="Server-sent events: `entry` (see TailLine), at the end perhaps `problem` (see Problem).",
-    )
-    async def tail(
-        request: _Request,
-        since: Annotated[int | None, Parameter(ge=0, le=strict_json.INTEGER_MAX, description=_SINCE_IS)] = None,
-        last_event_id: Annotated[int | None, Parameter(header="Last-Event-ID", ge=0, le=strict_json.INTEGER_MAX)] = None,
-    ) -> Stream:
-        """Steps as they are appended, until the service stops. The reading is recorded on the trail."""
-        after = last_event_id if last_event_id is not None else since
-        lines = surface.tail(after, authority=asked_by.authority(request))
-        return Stream(tails.open(lines), media_type=EVENT_STREAM)
-
-    return tail
-
-
-def _tasks_route(surface: Surface, asked_by: Responder) -> HTTPRouteHandler:
-    @get("/tasks", responses=_REFUSALS)
-    async def tasks(  # noqa: PLR0913, PLR0917 - one per documented parameter
-        request: _Request,
-        status: Status | None = None,
-        tenant: _Text = None,
-        server: _Text = None,
-        tool: _Text = None,
-        iss: _Text = None,
-        sub: _Text = None,
-        client_id: _Text = None,
-        before: Annotated[int | None, Parameter(ge=0, le=strict_json.INTEGER_MAX, description=_BEFORE_IS)] = None,
-        limit: Annotated[int, Parameter(ge=1, le=LIMIT_MAX)] = LIMIT_DEFAULT,
-    ) -> list[TaskRow]:
-        """Tasks, newest first. The reading is recorded on the trail."""
-        wanted = TaskFilter(
-            status=status,
-            tenant=tenant,
-            server=server,
-            tool=tool,
-            iss=iss,
-            sub=sub,
-            client_id=client_id,
-            before=before,
-            limit=limit,
-        )
-        return list(await surface.tasks(wanted, authority=asked_by.authority(request)))
-
-    return tasks
+_TAIL_IS = "Server-sent events: `step` (see Step), perhaps `problem` (see Problem) at the end; `id` to go on from."
+_REPEATABLE = {"status"}
+_NOT_PARAMETERS = {"request", "data", "last_event_id"}
 
 
 async def _known_parameters(request: _Request) -> None:
-    """Refuse what the route does not know or is told twice: a misspelt filter would answer another question."""
-    known = cast("Any", request.route_handler).parsed_fn_signature.parameters
+    """Refuse a parameter the route does not know, or is told twice: it would answer another question."""
+    known = set(cast("Any", request.route_handler).parsed_fn_signature.parameters) - _NOT_PARAMETERS
     for name in request.query_params:
-        if name not in known or name in {"request", "data", "last_event_id"}:
-            message = f"unknown parameter {name[:_NAME_MAX]!r}"
+        if name not in known:
+            message = f"unknown parameter {name[:_NAME_MAX]!r}; known: {', '.join(sorted(known)) or 'none'}"
             raise InvalidRequest(message)
-        if len(request.query_params.getall(name)) > 1:
+        if name not in _REPEATABLE and len(request.query_params.getall(name)) > 1:
             message = f"parameter {name} is given more than once"
             raise InvalidRequest(message)
 
 
 def _refuse(_: _Request, error: Exception) -> Response[Problem]:
-    refusal, headers = _problem(error)
+    match error:
+        case TasktrailError():
+            if error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                _log.error("http_failed reason=%s: %s", error.reason, error)
+            return _response(problems.of_error(error))
+        case ValidationException():
+            return _response(problem(400, InvalidRequest.reason, _what_is_wrong(error)))
+        case HTTPException() if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
+            status = HTTPStatus(error.status_code)
+            reason = _REASONS.get(status, status.name.lower())
+            return _response(problem(status, reason, _DETAILS.get(status, status.phrase)), error.headers or {})
+        case _:
+            _log.error("http_failed", exc_info=error)
+            return _response(problems.unexpected())
+
+
+_REASONS: dict[int, str] = {413: TooLarge.reason}
+_DETAILS: dict[int, str] = {
+    404: "there is nothing at this path; the OpenAPI document at /schema/openapi.json lists what there is",
+    405: "this path takes other methods, see the Allow header",
+    413: f"the body is too large; at most {BODY_BYTES_MAX} bytes are taken",
+}
+
+
+def _response(refusal: Problem, headers: Mapping[str, str] | None = None) -> Response[Problem]:
     return Response(
         refusal,
         status_code=refusal.status,
         media_type=problems.MEDIA_TYPE,
-        headers={**refusal.headers, **headers},
+        headers={**refusal.headers, **(headers or {})},
     )
 
 
-def _problem(error: Exception) -> tuple[Problem, dict[str, str]]:
-    match error:
-        case TasktrailError():
-            if error.http_status >= 500:  # noqa: PLR2004
-                _log.error("http_failed reason=%s: %s", error.reason, error)
-            return problems.of_error(error), {}
-        case ValidationException():
-            return problems.problem(400, InvalidRequest.reason, _what_is_wrong(error)), {}
-        case HTTPException() if error.status_code < 500:  # noqa: PLR2004
-            reason = HTTPStatus(error.status_code).name.lower()
-            return problems.problem(error.status_code, reason, _DETAILS.get(error.status_code, reason)), dict(
-                error.headers or {}
-            )
-        case _:
-            _log.error("http_failed", exc_info=error)
-            return problems.unexpected(), {}
+def _what_is_wrong(error: ValidationException) -> str:
+    """Litestar's list of faults as one line."""
+    faults = cast("list[dict[str, Any]]", error.extra or [])
+    said = [f"{fault.get('key', '')}: {fault.get('message', '')}" for fault in faults if fault.get("key") != "data"]
+    return "; ".join(said) or "the body is empty; send JSON"

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Self
 
 import uvicorn
@@ -38,7 +38,7 @@ class _Uvicorn(uvicorn.Server):
     """Without signal handling: that belongs to whoever runs the whole process."""
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> Generator[None]:
         yield
 
 
@@ -121,5 +121,4 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.close()
         message = f"cannot listen on {host} port {port}: {error.strerror}; choose another --port, or 0 for a free one"
         raise ListenError(message) from None
-    listener.setblocking(False)
     return listener

@@ -1,7 +1,7 @@
 """What the HTTP surface needs of the service, and the shapes it speaks. Free of any framework.
 
-Guarantees: no shape here holds a task id but the argument of `timeline`; every reading says who asks (`authority`), so
-that it can be recorded. The composition root's service implements `Surface`.
+Guarantees: no shape here holds a task id but the argument of `timeline`; every reading says who asks, so that it can be
+recorded. The composition root's service implements `Surface`.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -9,10 +9,19 @@ from typing import Protocol
 
 import msgspec
 
-from tasktrail.events.authority import Authority
-from tasktrail.projections.audit.rows import TaskRow
+from tasktrail.events.errors import TasktrailError
 from tasktrail.projections.audit.store import TaskFilter
-from tasktrail.projections.audit.timeline import Timeline
+from tasktrail.projections.audit.timeline import Step, TaskShown, Timeline
+
+
+class NoSuchTask(TasktrailError):
+    """Nothing was ever recorded under this reference or id. For responders only: callers are told `TaskNotFound`."""
+
+    http_status = 404
+    reason = "no_such_task"
+
+    def __init__(self) -> None:
+        super().__init__("no task on this trail has this reference or id")
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,38 +47,39 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     parts: dict[str, Part]
 
 
-class TailLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One entry as it was appended. `kind`: task, access, denied or control; `recorded_at` is RFC 3339 in UTC."""
+class Asker(msgspec.Struct, frozen=True, kw_only=True):
+    """Who reads: the holder of the responder token (`token_hash`: base64url SHA-256 of it), from this peer address."""
 
-    seq: int
-    recorded_at: str
-    kind: str
-    tenant: str
+    token_hash: str
+    address: str
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """Some steps in the stream's order, of whole entries, and the sequence after which to go on."""
+
+    steps: Sequence[Step]
+    until: int
 
 
 class Surface(Protocol):
     """The service as seen from HTTP. Errors are `TasktrailError`s."""
 
     async def health(self) -> Health:
-        """Liveness. Answers without waiting for anything outside of the process."""
+        """Liveness. Waits for nothing outside of the process."""
         ...
 
     async def readiness(self) -> Readiness:
         """Readiness, part by part."""
         ...
 
-    async def timeline(self, task: str, *, authority: Authority) -> Timeline:
-        """The timeline of the task with this reference or id.
-
-        Raises:
-            TaskNotFound: neither a reference nor an id of a task on the trail.
-        """
+    async def timeline(self, task: str, asker: Asker) -> Timeline | None:
+        """The timeline of the task with this reference or id; None when nothing was ever recorded under either."""
         ...
 
-    async def tasks(self, wanted: TaskFilter, *, authority: Authority) -> Sequence[TaskRow]:
-        """Tasks, newest first."""
+    async def tasks(self, wanted: TaskFilter, most: int, asker: Asker) -> Sequence[TaskShown]:
+        """Tasks, the newest first, at most `most`."""
         ...
 
-    def tail(self, since: int | None, *, authority: Authority) -> AsyncIterator[TailLine]:
-        """Entries after stream sequence `since` (None: from now on), as they are appended, until the service stops."""
+    def tail(self, since: int | None, asker: Asker) -> AsyncIterator[Batch]:
+        """What is recorded after stream sequence `since` (None: from now on), until the service stops."""
         ...

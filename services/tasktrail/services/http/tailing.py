@@ -1,24 +1,26 @@
-"""Entries as server-sent events, while they are appended.
+"""Steps as server-sent events, while they are recorded.
 
-Guarantees: one `entry` event per entry with its stream sequence as `id`, so a reader that lost its connection goes on
-after the last one it saw; a comment every `BEAT_S` seconds, so a dead connection is noticed; an error ends the stream
-with a `problem` event; a reader that is slow slows only itself; at most `TAILS_MAX` streams at a time. Streams end
-when the service stops.
+Guarantees: one `step` event per step; the stream sequence to go on from follows as `id` after whole entries only, so a
+reader that lost its connection and sends it back misses nothing; a comment every `BEAT_S` seconds, so a dead connection
+is noticed; an error ends the stream with a `problem` event; a slow reader slows only itself; at most `TAILS_MAX`
+streams at a time. Streams end when the service stops.
 
-    event: entry
+    event: step
+    data: {"stream_seq":1042,…}
+
     id: 1042
-    data: {"seq":1042,…}
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import msgspec
 
 from tasktrail.events.errors import TasktrailError, Unavailable
 from tasktrail.services.http import problems
-from tasktrail.services.http.surface import TailLine
+from tasktrail.services.http.surface import Batch
 
 MEDIA_TYPE = "text/event-stream"
 BEAT_S = 15.0
@@ -39,8 +41,8 @@ class Tails:
         """End all of them."""
         self._closing.set()
 
-    def open(self, lines: AsyncIterator[TailLine]) -> AsyncIterator[bytes]:
-        """The bytes of a stream of these lines.
+    def open(self, batches: AsyncIterator[Batch]) -> AsyncIterator[bytes]:
+        """The bytes of a stream of these.
 
         Raises:
             Unavailable: too many streams are open.
@@ -48,27 +50,29 @@ class Tails:
         if self._open >= self._tails_max:
             message = f"{self._tails_max} tails are open already; close one, or try again later"
             raise Unavailable(message)
-        return self._stream(lines)
+        return self._stream(batches)
 
-    async def _stream(self, lines: AsyncIterator[TailLine]) -> AsyncIterator[bytes]:
+    async def _stream(self, batches: AsyncIterator[Batch]) -> AsyncIterator[bytes]:
         self._open += 1
         closing = asyncio.ensure_future(self._closing.wait())
-        following: asyncio.Future[TailLine] | None = None
+        following: asyncio.Future[Batch] | None = None
         try:
             yield b": following\n\n"
             while not closing.done():
-                following = following or asyncio.ensure_future(anext(lines))
-                await asyncio.wait({closing, following}, timeout=self._beat_s, return_when=asyncio.FIRST_COMPLETED)
+                following = following or asyncio.ensure_future(anext(batches))
+                waiting: set[asyncio.Future[Any]] = {closing, following}
+                await asyncio.wait(waiting, timeout=self._beat_s, return_when=asyncio.FIRST_COMPLETED)
                 if following.done():
-                    line, following = following.result(), None
-                    yield b"event: entry\nid: %d\ndata: %s\n\n" % (line.seq, msgspec.json.encode(line))
+                    batch, following = following.result(), None
+                    for event in _events(batch):
+                        yield event
                 elif not closing.done():
                     yield b": still here\n\n"
         except StopAsyncIteration:
             return
         except TasktrailError as error:
             yield _problem(problems.of_error(error))
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it is, the reader is told that the stream ended by a fault
             _log.exception("http_tail_failed")
             yield _problem(problems.unexpected())
         finally:
@@ -79,11 +83,17 @@ class Tails:
                 following.cancel()
 
 
-def _forget(following: asyncio.Future[TailLine]) -> None:
-    """Take what a line nobody waits for any more came to, so that asyncio does not complain about it."""
-    if not following.cancelled():
-        following.exception()
+def _events(batch: Batch) -> Iterator[bytes]:
+    for step in batch.steps:
+        yield b"event: step\ndata: %s\n\n" % msgspec.json.encode(step)
+    yield b"id: %d\n\n" % batch.until
 
 
 def _problem(problem: problems.Problem) -> bytes:
     return b"event: problem\ndata: %s\n\n" % msgspec.json.encode(problem)
+
+
+def _forget(following: asyncio.Future[Batch]) -> None:
+    """Take what a batch nobody waits for any more came to, so that asyncio does not complain about it."""
+    if not following.cancelled():
+        following.exception()

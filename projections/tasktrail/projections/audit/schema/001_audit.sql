@@ -42,7 +42,7 @@ CREATE TABLE entries (
     address VARCHAR,
     address_level VARCHAR,
     binding_mode VARCHAR,
-    binding_differs VARCHAR[],
+    binding_differs VARCHAR,
     effect VARCHAR,
     decision_reason VARCHAR,
     policy_sha256 VARCHAR,
@@ -64,7 +64,7 @@ COMMENT ON COLUMN entries.prev_sha256 IS 'leaf_sha256 of the task''s entry befor
 COMMENT ON COLUMN entries.signature IS 'Base64 Ed25519 over body by key_id, as delivered; not verified here';
 COMMENT ON COLUMN entries.principal_level IS 'bound, verified, vouched, asserted or claimed; so every *_level';
 COMMENT ON COLUMN entries.token_hash IS 'Base64url SHA-256 of the credential (RFC 9449 ath)';
-COMMENT ON COLUMN entries.binding_differs IS 'Members in which the caller differed from the creator; empty: it matched; NULL: not compared';
+COMMENT ON COLUMN entries.binding_differs IS 'Members in which the caller differed from the creator, by comma; empty: it matched; NULL: not compared';
 COMMENT ON COLUMN entries.body IS 'The entry''s own bytes';
 
 CREATE TABLE events (

@@ -1,0 +1,130 @@
+"""The responders' side: health, tasks, timelines and the live tail, from the audit store, every reading on the trail.
+
+Guarantees: an answer holds everything the trail held when it was asked for, or says as of which sequence it is; what is
+folded is written first; a reading by a responder is an entry before it is answered; a task id is turned into its
+reference at once and recorded nowhere.
+
+    reading = Reading(service)
+    await reading.timeline(task, asker)
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+
+from tasktrail.events.authority import (
+    Authority,
+    Credential,
+    Level,
+    Method,
+    Principal,
+    PrincipalKind,
+    Request,
+    Trigger,
+    Verification,
+)
+from tasktrail.events.facts import QueryRun
+from tasktrail.events.subjects import ANONYMOUS_TENANT, control_subject, is_task_ref
+from tasktrail.projections.audit.store import TaskFilter
+from tasktrail.projections.audit.timeline import TaskShown, Timeline
+from tasktrail.services.access.rules import Rule, decision
+from tasktrail.services.clock import now_ms
+from tasktrail.services.http.surface import Asker, Batch, Health, Part, Readiness
+from tasktrail.services.service import Service
+
+FRESH_WITHIN_S = 2.0
+TAIL_BATCH = 500
+TAIL_WAIT_S = 30.0
+
+
+class Reading:
+    """Implements `http.surface.Surface` over a running service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def health(self) -> Health:
+        """Alive unless a part has ended that cannot be started again."""
+        failed = self._service.failed
+        if failed.done() and failed.exception() is not None:
+            return Health(alive=False, detail=str(failed.exception()))
+        if self._service.auditor.failed is not None:
+            return Health(alive=False, detail=f"the auditor ended: {self._service.auditor.failed}")
+        return Health(alive=True)
+
+    async def readiness(self) -> Readiness:
+        """Ready when the broker answers and both projections have what the trail held at the start."""
+        service = self._service
+        connected = service.nc.is_connected
+        projector, auditor = service.projector, service.auditor
+        parts = {
+            "broker": Part(ready=connected, detail="" if connected else "not connected; reconnecting"),
+            "projector": Part(
+                ready=projector.ready, position=projector.position, behind=projector.behind, detail=projector.failure
+            ),
+            "auditor": Part(
+                ready=auditor.ready,
+                position=auditor.position,
+                behind=max(0, projector.last - auditor.position),
+                detail=str(auditor.failed or ""),
+            ),
+        }
+        return Readiness(ready=all(part.ready for part in parts.values()), parts=parts)
+
+    async def timeline(self, task: str, asker: Asker) -> Timeline | None:
+        """The timeline of the task with this reference or id."""
+        await self._catch_up()
+        store = self._service.auditor.store
+        ref = task if is_task_ref(task) else ""
+        found = await asyncio.to_thread(store.timeline, ref) if ref else None
+        if found is None:
+            ref = self._service.keyring.ref(task)
+            found = await asyncio.to_thread(store.timeline, ref)
+        rows = len(found.steps) if found else 0
+        await self._record("timeline", {"task_ref": ref}, rows, asker)
+        return found
+
+    async def tasks(self, wanted: TaskFilter, most: int, asker: Asker) -> Sequence[TaskShown]:
+        """Tasks, the newest first."""
+        await self._catch_up()
+        found: Sequence[TaskShown] = await asyncio.to_thread(self._service.auditor.store.tasks, wanted, most=most)
+        asked = {name: str(value) for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
+        await self._record("tasks", asked, len(found), asker)
+        return found
+
+    async def tail(self, since: int | None, asker: Asker) -> AsyncIterator[Batch]:
+        """What is recorded after `since`, as it comes."""
+        at = await self._service.last_sequence() if since is None else since
+        await self._record("tail", {"since": str(at)}, 0, asker)
+        auditor = self._service.auditor
+        while True:
+            if auditor.position <= at:
+                await auditor.wait_for(at + 1, TAIL_WAIT_S)
+                continue
+            steps, until = await asyncio.to_thread(auditor.store.since, at, most=TAIL_BATCH)
+            at = max(at, until)
+            yield Batch(steps=steps, until=at)
+
+    async def _catch_up(self) -> None:
+        """Bring the audit store to what the trail holds now, or as near as `FRESH_WITHIN_S` allows."""
+        await self._service.recorder.flush()
+        await self._service.auditor.wait_for(await self._service.last_sequence(), FRESH_WITHIN_S)
+
+    async def _record(self, query: str, parameters: dict[str, str], rows: int, asker: Asker) -> None:
+        event = QueryRun(at_ms=now_ms(), query=query, parameters=parameters, rows=rows)
+        authority = Authority(
+            trigger=Trigger.RESPONDER,
+            tenant=ANONYMOUS_TENANT,
+            principal=Principal(iss="tasktrail", sub="responder", kind=PrincipalKind.USER, level=Level.VOUCHED),
+            credential=Credential(
+                method=Method.API_KEY,
+                verification=Verification.OK,
+                token_hash=asker.token_hash,
+                level=Level.VOUCHED,
+            ),
+            decision=decision(Rule.RESPONDER, query),
+            request=Request(method=f"api/{query}", address=asker.address, address_level=Level.VOUCHED),
+        )
+        subject = control_subject(ANONYMOUS_TENANT)
+        await self._service.ledger.note(subject, ANONYMOUS_TENANT, authority, (event,))

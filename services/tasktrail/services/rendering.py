@@ -1,0 +1,340 @@
+"""Timelines, tasks and the live tail for a terminal: read by a tired person, wherever it is shown.
+
+Guarantees: no information by colour alone; text from the trail is printed in printable characters only and never read
+as markup, so that it cannot steer the terminal; fits any width from 60 columns on; the steps of one command stand
+together with who caused them, by what credential, at which level of evidence, allowed by which rule. Times are UTC.
+
+    show(console, TimelineView(timeline, now=datetime.now(UTC)))
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from itertools import groupby
+
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderResult
+from rich.padding import Padding
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+from tasktrail.projections.audit.sentences import printable
+from tasktrail.projections.audit.timeline import Gap, Step, StepKind, TaskShown, Timeline
+from tasktrail.services.wording import (
+    authority,
+    clock,
+    day,
+    evidence,
+    issuer,
+    lasted,
+    moment,
+    provenance,
+    since,
+    status_words,
+    who,
+)
+
+WIDE = 110
+"""From so many columns on, a step's status and its place in the stream stand beside it."""
+
+_TIMES = "\N{MULTIPLICATION SIGN}"
+_REF_LENGTH = 32
+_STATUS_LENGTH = 14
+_QUIET = "dim"
+_LOUD = "bold white on red"
+_STATUS: dict[str, str] = {
+    "working": "cyan",
+    "input_required": "bold yellow",
+    "completed": "bold green",
+    "failed": "bold red",
+    "cancelled": "bold magenta",
+}
+_MARKS: dict[StepKind, tuple[str, str, str]] = {
+    StepKind.TRANSITION: ("●", "", "bold"),
+    StepKind.MESSAGE: ("»", "", ""),
+    StepKind.ACCESS: ("·", "", ""),
+    StepKind.DENIAL: ("✗", "DENIED ", "bold red"),
+    StepKind.REFUSAL: ("!", "REFUSED ", "bold yellow"),
+    StepKind.ANOMALY: ("▲", "ANOMALY ", _LOUD),
+    StepKind.CONTROL: ("○", "", ""),
+    StepKind.UNKNOWN: ("?", "", "bold yellow"),
+}
+_ASCII = str.maketrans("●»·✗▲○→…—" + _TIMES, "*>.x!o>~-x")
+
+
+def show(console: Console, view: ConsoleRenderable) -> None:
+    """Print `view`; on a terminal that takes no Unicode, with other marks."""
+    unicode = console.encoding.lower().startswith("utf")
+    console.print(view if unicode else _Ascii(view))
+
+
+class _Ascii:
+    def __init__(self, view: ConsoleRenderable) -> None:
+        self._view = view
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for text, style, control in console.render(self._view, options):
+            yield Segment(text.translate(_ASCII), style, control)
+
+
+class TimelineView:
+    """One task's history. `now` is an aware time."""
+
+    def __init__(self, timeline: Timeline, *, now: datetime) -> None:
+        self._timeline, self._now = timeline, now
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Header, what needs attention, the steps, what was left out."""
+        yield _header(self._timeline, self._now)
+        yield Text()
+        yield _steps(self._timeline, wide=options.max_width >= WIDE)
+        if omitted := self._timeline.steps_omitted:
+            yield Text()
+            yield Text(f"▲ {omitted} later steps are not shown here; `--json` shows as many", style=_LOUD)
+
+
+def _header(timeline: Timeline, now: datetime) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style=_QUIET, no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row("task", Text(printable(timeline.task_ref), style="bold"))
+    if timeline.task is None:
+        grid.add_row("status", Text("unknown: no creation of it is on the trail", style=_LOUD))
+    else:
+        for name, text in _facts(timeline.task, timeline, now):
+            grid.add_row(name, text)
+    grid.add_row("read", Text(f"as of entry {timeline.as_of} of the trail; times are UTC"))
+    for text in _attention(timeline):
+        grid.add_row(Text("▲ alert", style="bold red"), text)
+    return grid
+
+
+def _facts(task: TaskShown, timeline: Timeline, now: datetime) -> Iterator[tuple[str, Text]]:
+    start = moment(task.created_at)
+    status = Text(status_words(task.status, is_error=task.is_error), style=_STATUS.get(task.status, "bold"))
+    if task.cancel_requested_at and not _terminal(task.status):
+        status.append(f", cancellation requested {clock(task.cancel_requested_at)}")
+    yield "status", status
+    yield (
+        "tool",
+        Text(
+            f"{printable(task.tool)} on {printable(task.server)} "
+            f"(task {printable(task.task_support)}, wire {printable(task.wire)})"
+        ),
+    )
+    yield "made by", Text(_made_by(task, timeline))
+    yield "created", Text(f"{day(task.created_at)} {clock(task.created_at)}")
+    yield "updated", Text(f"{_on(task.last_updated_at, task)} ({since(task.last_updated_at, start)})")
+    yield "handle", Text(_handle(task, now))
+    yield "trail", Text(f"{task.entries} entries, the first is {task.first_seq}, the last {task.last_seq}")
+
+
+def _made_by(task: TaskShown, timeline: Timeline) -> str:
+    made = task.creator
+    name = printable(made.sub or "an anonymous caller") + (f" at {printable(made.iss)}" if made.iss else "")
+    client = f" via {printable(made.client_id)}" if made.client_id else ""
+    first = next((step.who for step in timeline.steps if step.type == "TaskCreated"), None)
+    levels = "".join(f", {said}" for said in evidence(first)) if first else ""
+    return f"{name}{client}, tenant {printable(task.tenant)}{levels}; binding {printable(made.binding_mode)}"
+
+
+def _handle(task: TaskShown, now: datetime) -> str:
+    wished = task.requested_ttl_ms
+    asked = f" of {_seconds(wished)} asked for" if wished is not None and wished != task.ttl_ms else ""
+    lives = f"lives {_seconds(task.ttl_ms)}{asked}"
+    if task.expired_at:
+        return f"{lives}; expired {_on(task.expired_at, task)}, opens nothing any more"
+    ends = moment(task.expires_at)
+    if ends is None:
+        return lives
+    verb, left = ("opens until", "left") if ends > now else ("was due to expire", "ago")
+    return f"{lives}; {verb} {_on(task.expires_at, task)} ({lasted(ends - now, precise=False)} {left})"
+
+
+def _seconds(duration_ms: int) -> str:
+    return lasted(timedelta(milliseconds=duration_ms), precise=False)
+
+
+def _on(text: str | None, task: TaskShown) -> str:
+    """The time of day, with its date unless that is the task's first one."""
+    date = day(text)
+    return clock(text) if date == day(task.created_at) else f"{date} {clock(text)}"
+
+
+def _terminal(status: str) -> bool:
+    return status in {"completed", "failed", "cancelled"}
+
+
+def _attention(timeline: Timeline) -> Iterator[Text]:
+    """What should not be overlooked, the worst first."""
+    kinds = [step.kind for step in timeline.steps]
+    if timeline.gaps:
+        yield Text(f"{_some(len(timeline.gaps), 'gap')}: something may be missing here", style=_LOUD)
+    if anomalies := kinds.count(StepKind.ANOMALY):
+        yield Text(f"{_some(anomalies, 'message')} not accepted as entries of this task", style=_LOUD)
+    denied = [step for step in timeline.steps if step.kind is StepKind.DENIAL]
+    if denied:
+        callers = len({(one.who.iss, one.who.sub, one.who.client_id) for one in denied if one.who})
+        times = sum(one.count for one in denied)
+        yield Text(f"{_some(times, 'attempt')} denied, of {_some(callers, 'caller')}", style="bold red")
+    if refused := kinds.count(StepKind.REFUSAL):
+        yield Text(f"{_some(refused, 'command')} refused", style="bold yellow")
+    if unknown := kinds.count(StepKind.UNKNOWN):
+        yield Text(f"{_some(unknown, 'step')} of a newer version, shown without their meaning", style="bold yellow")
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
+def _steps(timeline: Timeline, *, wide: bool) -> Table:
+    grid = _Grid(wide=wide)
+    start = moment(timeline.task.created_at if timeline.task else None)
+    gaps = sorted(timeline.gaps, key=lambda gap: gap.stream_seq)
+    for seq, same in groupby(timeline.steps, key=lambda step: step.stream_seq):
+        while gaps and gaps[0].stream_seq <= seq:
+            grid.gap(gaps.pop(0))
+        grid.entry(list(same), start)
+    for gap in gaps:
+        grid.gap(gap)
+    return grid.table
+
+
+class _Grid:
+    """The rows of a timeline."""
+
+    def __init__(self, *, wide: bool) -> None:
+        self._wide = wide
+        self._today = ""
+        self._told: dict[object, int] = {}
+        self.table = Table.grid(padding=(0, 1), expand=True)
+        self.table.add_column(justify="right", no_wrap=True, min_width=9, style=_QUIET)
+        self.table.add_column(justify="right", no_wrap=True, min_width=12)
+        self.table.add_column(no_wrap=True)
+        self.table.add_column(ratio=1, overflow="fold")
+        if wide:
+            self.table.add_column(no_wrap=True)
+
+    def _row(self, *cells: Text) -> None:
+        self.table.add_row(*cells, *[Text()] * (len(self.table.columns) - len(cells)))
+
+    def entry(self, steps: Sequence[Step], start: datetime | None) -> None:
+        """The steps of one entry, then who caused them: in full when it is not as it was before."""
+        date = day(steps[0].time)
+        if date and date != self._today:
+            self._today = date
+            self._row(Text(), Text(date, style="bold"))
+        for step in steps:
+            self._step(step, start)
+        last = steps[-1]
+        same = provenance(last)
+        told = authority(last, like=self._told.get(same), wide=self._wide)
+        self._told.setdefault(same, last.stream_seq)
+        self._row(Text(), Text(f"#{last.stream_seq}", style=_QUIET), Text(), Text(told, style=_QUIET))
+
+    def _step(self, step: Step, start: datetime | None) -> None:
+        mark, _, style = _MARKS[step.kind]
+        body, change = _what(step), _change(step)
+        cells = [Text(since(step.time, start)), Text(clock(step.time)), Text(mark, style=style), body]
+        if self._wide:
+            cells.append(change)
+        elif change:
+            body.append("  ").append_text(change)
+        self._row(*cells)
+
+    def gap(self, gap: Gap) -> None:
+        """Something that may be missing."""
+        if gap.source == "stream":
+            last = gap.stream_seq + gap.sequences - 1
+            where = f"entry {gap.stream_seq}" if gap.sequences == 1 else f"entries {gap.stream_seq} to {last}"
+        else:
+            where = f"{day(gap.since)} {clock(gap.since)} to {clock(gap.until)}"
+        body = Text(f"GAP {where}: {printable(gap.what)}", style=_LOUD)
+        self._row(Text(), Text(), Text("▲", style=_LOUD), body)
+        self._row(Text(), Text(), Text(), Text(gap.cause, style=_QUIET))
+
+
+def _what(step: Step) -> Text:
+    """What happened, a folded run with how many it holds."""
+    _, word, style = _MARKS[step.kind]
+    what, count = step.what, step.count
+    if word:  # the mark says it already
+        what = what.replace(f" {word.strip().lower()}", "", 1)
+    if count > 1:
+        what = what.replace(f" {count} times", "", 1)
+        first, last = moment(step.first), moment(step.last)
+        over = f" over {lasted(last - first)}" if first and last and last > first else ""
+        return Text(word, style=style).append(f"{_TIMES}{count}{over} ", style="bold").append(what)
+    return Text(word + what, style=style)
+
+
+def _change(step: Step) -> Text:
+    """The status before and after, empty when it stayed."""
+    before, after = step.status_before, step.status_after
+    if after is None or after == before:
+        return Text()
+    change = Text(f"{printable(before)} → " if before else "→ ", style=_QUIET)
+    return change.append(printable(after), style=_STATUS.get(after, "bold"))
+
+
+class TasksView:
+    """Many tasks: a line each, two on a narrow terminal."""
+
+    def __init__(self, tasks: Sequence[TaskShown], *, now: datetime) -> None:
+        self._tasks, self._now = tasks, now
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Columns that are read from left to right: which, how it stands, how old, how long yet, what and whose."""
+        wide = options.max_width >= WIDE
+        head = _columns("task", "status", "created", "handle")
+        yield Text(head + ("tool and creator" if wide else ""), style="bold")
+        for task in self._tasks:
+            line = Text(_columns(printable(task.task_ref), printable(task.status), *self._times(task)))
+            line.stylize(_STATUS.get(task.status, ""), _REF_LENGTH, _REF_LENGTH + _STATUS_LENGTH)
+            if wide:
+                yield line.append(_tool_and_creator(task))
+            else:
+                yield line
+                yield Padding(Text(_tool_and_creator(task), style=_QUIET), (0, 0, 0, 2))
+
+    def _times(self, task: TaskShown) -> tuple[str, str]:
+        created, ends = moment(task.created_at), moment(task.expires_at)
+        age = f"{lasted(self._now - created, precise=False)} ago" if created else ""
+        if task.expired_at or ends is None:
+            return age, "expired"
+        return age, f"{lasted(ends - self._now, precise=False)} left" if ends > self._now else "time is up"
+
+
+def _columns(ref: str, status: str, created: str, handle: str) -> str:
+    return f"{ref:<{_REF_LENGTH}}  {status:<{_STATUS_LENGTH}}  {created:>12}  {handle:<14}  "
+
+
+def _tool_and_creator(task: TaskShown) -> str:
+    made = task.creator
+    name = printable(made.sub or "anonymous") + (f" at {issuer(made.iss)}" if made.iss else "")
+    fault = "TOOL ERROR, " if task.is_error else ""
+    return f"{fault}{printable(task.tool)} on {printable(task.server)}, {name}"
+
+
+class TailView:
+    """One step of the live tail, of whichever task, and below it whose and who."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The step, then the task's reference and the caller."""
+        step = self._step
+        mark, _, style = _MARKS[step.kind]
+        body = _what(step)
+        if change := _change(step):
+            body.append("  ").append_text(change)
+        said = [printable(step.task_ref or ""), who(step.who), *(evidence(step.who) if step.who else ())]
+        grid = Table.grid(padding=(0, 1), expand=True)
+        grid.add_column(justify="right", no_wrap=True, min_width=12)
+        grid.add_column(no_wrap=True)
+        grid.add_column(ratio=1, overflow="fold")
+        grid.add_row(Text(clock(step.time)), Text(mark, style=style), body)
+        grid.add_row(
+            Text(f"#{step.stream_seq}", style=_QUIET), Text(), Text(" · ".join(filter(None, said)), style=_QUIET)
+        )
+        yield grid

@@ -1,0 +1,264 @@
+"""Where the command line reads a trail: the running service over HTTP, or the store of a stopped one.
+
+Guarantees: the token goes to the service of this data directory, or to the URL that was given, and nowhere else: no
+redirect is followed, and no proxy is asked for an address of this machine; a stopped service's store is opened for
+reading only, and the reader is told that this reading is on no trail; a task argument is tried as a reference and as
+an id. Every failure is one of ours and says what to do.
+
+    with open_source(data, url="") as source:
+        source.timeline(task)
+"""
+
+import contextlib
+import ipaddress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+
+from tasktrail.events.errors import InvalidRequest, TasktrailError, Unavailable
+from tasktrail.events.subjects import is_task_ref
+from tasktrail.projections.audit.errors import AuditStoreError, StoreBusy
+from tasktrail.projections.audit.store import AuditStore, TaskFilter
+from tasktrail.projections.audit.timeline import Step, TaskShown, Timeline
+from tasktrail.services import responder
+from tasktrail.services.http.problems import Problem
+from tasktrail.services.http.tailing import BEAT_S
+from tasktrail.services.keyring import Keyring, KeyringError
+from tasktrail.services.responder import ResponderError
+
+ANSWER_WITHIN_S = 30.0
+CONNECT_WITHIN_S = 5.0
+NOT_RECORDED = "no service runs on {data}: read from its store; this reading is not recorded on the trail"
+
+T = TypeVar("T")
+
+
+class NoTrail(TasktrailError):
+    """The directory is no data directory of tasktrail's."""
+
+    reason = "no_trail"
+
+
+class Refused(InvalidRequest):
+    """The service does not take this request: a wrong token, host or parameter."""
+
+
+class Unreachable(Unavailable):
+    """The service, or the store, does not answer."""
+
+    reason = "unreachable"
+
+
+class Source(Protocol):
+    """What the command line reads. `note` is what the reader should know about it, empty when nothing."""
+
+    note: str
+
+    def timeline(self, task: str) -> Timeline | None:
+        """The timeline of the task with this reference or id; None when nothing was recorded under either."""
+        ...
+
+    def tasks(self, wanted: TaskFilter, most: int) -> Sequence[TaskShown]:
+        """Tasks, the newest first."""
+        ...
+
+    def tail(self, since: int | None) -> Iterator[Step]:
+        """Steps after a sequence (None: from now on), as they are recorded."""
+        ...
+
+
+@contextlib.contextmanager
+def open_source(data: Path, url: str = "") -> Generator[Source]:
+    """The service at `url`, or the one that runs on `data`, or the store in `data`.
+
+    Raises:
+        NoTrail, ResponderError, Unreachable, AuditStoreError: see there.
+    """
+    running = None if url else responder.find(data)
+    if not url and running is None:
+        with _open_store(data) as store:
+            yield store
+        return
+    base = url or (running.url if running else "")
+    with ServiceSource(base, responder.read_token(data)) as service:
+        yield service
+
+
+class ServiceSource:
+    """A running service."""
+
+    note = ""
+
+    def __init__(self, url: str, token: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            message = f"{url} is no http or https address of a service"
+            raise InvalidRequest(message)
+        self._url = url
+        self._client = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=httpx.Timeout(ANSWER_WITHIN_S, connect=CONNECT_WITHIN_S),
+            trust_env=not _is_loopback(parts.hostname),
+        )
+
+    def __enter__(self) -> "ServiceSource":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def timeline(self, task: str) -> Timeline | None:
+        """As the service has it; the reading is recorded."""
+        answer = self._ask("POST", "/api/v1/timeline", json={"task": task})
+        return None if answer.status_code == httpx.codes.NOT_FOUND else self._read(answer, Timeline)
+
+    def tasks(self, wanted: TaskFilter, most: int) -> Sequence[TaskShown]:
+        """As the service has them; the reading is recorded."""
+        asked = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
+        asked["status"] = list(asked.pop("statuses", ()))
+        if "live" in asked:
+            asked["live"] = str(asked["live"]).lower()
+        answer = self._ask("GET", "/api/v1/tasks", params={**asked, "limit": most})
+        return self._read(answer, list[TaskShown])
+
+    def tail(self, since: int | None) -> Iterator[Step]:
+        """Until the service stops, which is `Unreachable` with the sequence to go on from."""
+        at = since
+        timeout = httpx.Timeout(3 * BEAT_S, connect=CONNECT_WITHIN_S)
+        try:
+            with self._client.stream(
+                "GET", "/api/v1/tail", params={} if since is None else {"since": since}, timeout=timeout
+            ) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    raise self._refusal(answer)
+                for name, value in _events(answer.iter_lines()):
+                    if name == "id":
+                        at = int(value)
+                    elif name == "step":
+                        yield self._decoded(value.encode(), Step)
+                    elif name == "problem":
+                        raise Unreachable(self._decoded(value.encode(), Problem).detail)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+        further = "" if at is None else f"; go on with --since {at}"
+        message = f"the service at {self._url} stopped{further}"
+        raise Unreachable(message)
+
+    def _ask(self, method: str, path: str, **content: Any) -> httpx.Response:  # noqa: ANN401 - httpx's own
+        try:
+            return self._client.request(method, path, **content)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, error: httpx.HTTPError) -> Unreachable:
+        why = str(error) or type(error).__name__
+        message = (
+            f"no service answers at {self._url} ({why}); is it still starting? `tasktrail up` says when it is ready"
+        )
+        return Unreachable(message)
+
+    def _read(self, answer: httpx.Response, kind: type[T]) -> T:
+        if not answer.is_success:
+            raise self._refusal(answer)
+        return self._decoded(answer.content, kind)
+
+    def _decoded(self, body: bytes, kind: type[T]) -> T:
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except msgspec.DecodeError as error:
+            message = f"what answers at {self._url} is no tasktrail of this version: {error}"
+            raise Unreachable(message) from None
+
+    def _refusal(self, answer: httpx.Response) -> TasktrailError:
+        try:
+            problem = msgspec.json.decode(answer.content, type=Problem)
+        except msgspec.DecodeError:
+            return Unreachable(f"what answers at {self._url} is no tasktrail: it says {answer.status_code}")
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            return Refused(
+                f"the service at {self._url} has another responder token: name its data directory with --data"
+            )
+        return Unreachable(problem.detail) if answer.is_server_error else Refused(problem.detail)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _events(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
+    """Server-sent events as (event, data), and ids as ("id", value). One line of data each, as `tailing.py` writes."""
+    name = ""
+    for line in lines:
+        field, _, value = line.partition(": ")
+        if field == "event":
+            name = value
+        elif field == "data" and name:
+            yield name, value
+        elif field == "id":
+            yield field, value
+
+
+class StoreSource:
+    """The store of a service that does not run."""
+
+    def __init__(self, store: AuditStore, keyring: Callable[[], Keyring], data: Path) -> None:
+        self.note = NOT_RECORDED.format(data=data)
+        self._store, self._keyring, self._data = store, keyring, data
+
+    def timeline(self, task: str) -> Timeline | None:
+        """As of the store's last sequence."""
+        found = self._store.timeline(task) if is_task_ref(task) else None
+        if found is not None:
+            return found
+        try:
+            return self._store.timeline(self._keyring().ref(task))
+        except KeyringError as error:
+            message = f"no task of this trail has this reference; whether it is an id cannot be told: {error}"
+            raise NoTrail(message) from None
+
+    def tasks(self, wanted: TaskFilter, most: int) -> Sequence[TaskShown]:
+        """As of the store's last sequence."""
+        return self._store.tasks(wanted, most=most)
+
+    def tail(self, since: int | None) -> Iterator[Step]:
+        """A stopped service records nothing."""
+        message = f"no service runs on {self._data}, so nothing is recorded; start it: tasktrail up --data {self._data}"
+        raise Unreachable(message)
+
+
+@contextlib.contextmanager
+def _open_store(data: Path) -> Generator[StoreSource]:
+    path = data / import_module("tasktrail.services.service").AUDIT_FILE
+    if not path.exists():
+        message = f"no tasktrail data in {data}; start one with: tasktrail up --data {data}"
+        raise NoTrail(message)
+    try:
+        store = AuditStore.open(path, read_only=True)
+    except StoreBusy as busy:
+        message = f"{busy}; if it is a tasktrail that is starting, try again when it says that it is ready"
+        raise Unreachable(message) from None
+    try:
+        yield StoreSource(store, lambda: Keyring.open(data), data)
+    finally:
+        store.close()
+
+
+__all__ = [
+    "AuditStoreError",
+    "NoTrail",
+    "Refused",
+    "ResponderError",
+    "Source",
+    "Unreachable",
+    "open_source",
+]

@@ -1,0 +1,69 @@
+"""An MCP server under uvicorn in this event loop, and waiting for what should happen.
+
+Guarantees: the socket listens before the server is built, so its address is known; signals stay pytest's; the server
+and its lifespan have ended when the block ends.
+"""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from inspect import isawaitable
+from typing import Any, TypeVar, cast
+
+import uvicorn
+from mcp.server import MCPServer
+
+WITHIN_S = 20.0
+_LOOK_S = 0.01
+_STOP_S = 1
+
+T = TypeVar("T")
+
+
+class _Server(uvicorn.Server):
+    """Without signal handling."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def listening() -> socket.socket:
+    """A listening socket on the loopback interface."""
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def url_of(sock: socket.socket) -> str:
+    """The MCP endpoint behind the socket."""
+    return f"http://127.0.0.1:{sock.getsockname()[1]}/mcp"
+
+
+@contextlib.asynccontextmanager
+async def served(mcp: MCPServer[Any], sock: socket.socket) -> AsyncIterator[None]:
+    """Serve `mcp` on the socket until the block ends."""
+    config = uvicorn.Config(
+        mcp.streamable_http_app(), log_level="error", ws="none", lifespan="on", timeout_graceful_shutdown=_STOP_S
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve([sock]))
+    try:
+        await until(lambda: server.started or serving.done())
+        assert server.started, "the server did not start: see the log"
+        yield
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def until(probe: Callable[[], T | Awaitable[T]], *, within_s: float = WITHIN_S) -> T:
+    """What `probe` answers, once that is true; it is asked again and again, and shown when time is up."""
+    deadline = time.monotonic() + within_s
+    while True:
+        answer = probe()
+        seen = cast("T", await answer if isawaitable(answer) else answer)
+        if seen:
+            return seen
+        assert time.monotonic() < deadline, f"not so within {within_s:g} s; seen last: {seen!r}"
+        await asyncio.sleep(_LOOK_S)

@@ -1,0 +1,30 @@
+"""The documents say what the code does: settings are documented, links lead somewhere, README's server runs."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tasktrail.services.settings import DESCRIBED, ENV_PREFIX, Settings
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_every_setting_is_described_and_documented_with_its_default() -> None:
+    """Style 13: every setting is documented or a test fails."""
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    for field in msgspec.structs.fields(Settings):
+        row = f"| `{field.name}` | `{ENV_PREFIX}{field.name.upper()}` |"
+        assert row in page, f"docs/configuration.md lacks a row that begins {row}"
+        assert DESCRIBED[field.name] in page
+        if isinstance(field.default, int) and not isinstance(field.default, bool):
+            line = next(line for line in page.splitlines() if line.startswith(row))
+            assert f"| {field.default} |" in line, f"{field.name}: {line} does not say {field.default}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_within_the_project_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
