@@ -6,6 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tasktrail.events.authority import Level
+from tasktrail.projections.audit import timeline
 from tasktrail.services.settings import DESCRIBED, ENV_PREFIX, Settings
 
 ROOT = Path(__file__).parent.parent
@@ -28,3 +30,15 @@ def test_every_setting_is_described_and_documented_with_its_default() -> None:
 def test_links_within_the_project_lead_to_files(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def test_every_field_of_the_timeline_document_is_documented() -> None:
+    """Issue: `--json` is stable and documented."""
+    page = (ROOT / "docs" / "timeline.md").read_text(encoding="utf-8")
+    for struct in (timeline.Timeline, timeline.TaskShown, timeline.Creator, timeline.Step, timeline.Who, timeline.Gap):
+        for field in struct.__struct_fields__:
+            assert f"`{field}`" in page, f"docs/timeline.md does not name {struct.__name__}.{field}"
+    for kind in timeline.StepKind:
+        assert kind.value in page
+    for level in Level:
+        assert f"| {level.value} | " in page

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import msgspec
 from faststream import AckPolicy
 from faststream.nats import JStream, NatsBroker, NatsMessage, PullSub
+from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext, api
 from nats.js.errors import APIError, NotFoundError
@@ -41,6 +42,8 @@ PENDING_MAX = 20_000
 REVISIONS_KEPT = 100_000
 WATCH_S = 1.0
 STUCK_AFTER_S = 5.0
+RETRY_FIRST_S = 0.1
+RETRY_MAX_S = 2.0
 _POSITION = "_position"
 
 
@@ -152,26 +155,34 @@ class Projector:
             await subscriber.start()
 
     async def _project(self, msg: NatsMessage) -> None:
-        """Take one batch of entries: the last state of each task it touches goes to the bucket."""
+        """Take one batch, however long it takes: acknowledging a later one would acknowledge this one with it."""
         batch = msg.raw_message
         messages = batch if isinstance(batch, list) else [batch]
+        pause_s = RETRY_FIRST_S
+        while True:
+            try:
+                await self._take(messages)
+            except (NatsError, APIError, OSError) as error:
+                self.failure = str(error) or type(error).__name__
+                _log.warning("a batch of %d entries is not projected yet: %s", len(messages), self.failure)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, RETRY_MAX_S)
+            else:
+                self.failure = ""
+                return
+
+    async def _take(self, messages: list[Msg]) -> None:
+        """The last state of each task that the batch touches goes to the bucket, then the position, then the ack."""
         touched: dict[str, State] = {}
-        try:
-            for message in messages:
-                state = await self._advanced(message.subject, message.data, message.metadata.sequence.stream, touched)
-                if state is not None:
-                    touched[state.task_ref] = state
-            await asyncio.gather(*(self._put(state) for state in touched.values()))
-            last = messages[-1].metadata.sequence.stream
-            await self._js.publish(
-                f"$KV.{CURRENT}.{_POSITION}", msgspec.json.encode(_Position(stream=self._stream, seq=last))
-            )
-            await messages[-1].ack()
-        except (NatsError, APIError, OSError) as error:
-            self.failure = str(error) or type(error).__name__
-            _log.warning("a batch of %d entries is not projected yet: %s", len(messages), self.failure)
-            return
-        self.failure = ""
+        for message in messages:
+            state = await self._advanced(message.subject, message.data, message.metadata.sequence.stream, touched)
+            if state is not None:
+                touched[state.task_ref] = state
+        await asyncio.gather(*(self._put(state) for state in touched.values()))
+        last = messages[-1].metadata.sequence.stream
+        position = msgspec.json.encode(_Position(stream=self._stream, seq=last))
+        await self._js.publish(f"$KV.{CURRENT}.{_POSITION}", position)
+        await messages[-1].ack()
         self.position = max(self.position, last)
         self.last = max(self.last, last)
 

@@ -89,6 +89,7 @@ class Service:
         self._told: dict[str, Told] = {}
         self._stack = contextlib.AsyncExitStack()
         self._restarts: list[float] = []
+        self._marked = False
 
     def announce(self, server: str, told: Told) -> None:
         """Tell an embedded adapter of its server's tasks directly."""
@@ -117,6 +118,7 @@ class Service:
         await self._streams()
         self.keyring = Keyring.open(self.settings.data)
         self._build()
+        self._stack.callback(self._stopped)
         bus = make_bus(connection)
         await self._start_parts(bus)
         await self._record_start()
@@ -220,7 +222,12 @@ class Service:
             await self._note(tuple(events))
         _write_private(announced, self.keyring.kid.encode())
         running.touch(mode=0o600)
-        self._stack.callback(running.unlink, missing_ok=True)
+        self._marked = True
+
+    def _stopped(self) -> None:
+        """Everything has stopped: unless something folded could not be written, the next start need not wonder."""
+        if self._marked and not self.recorder.unwritten:
+            (self.settings.data / _RUNNING).unlink(missing_ok=True)
 
     async def _note(self, events: tuple[Event, ...]) -> None:
         authority = msgspec.structs.replace(

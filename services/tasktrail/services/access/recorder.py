@@ -105,6 +105,12 @@ class Recorder:
             self._beat = None
         await self.flush()
 
+    @property
+    def unwritten(self) -> bool:
+        """Whether anything folded is not on the trail yet."""
+        shown = any(one.pending for one in self._shown.values())
+        return bool(self._polls) or shown or any(run.unwritten for run in self._denials.values())
+
     async def _flush_for_ever(self) -> None:
         while True:
             await asyncio.sleep(self._fold_s)
