@@ -1,1 +1,4 @@
-"""Benchmarks: our paths beside what one would use without us, in one run. `python -m benchmarks`; docs/performance.md."""
+"""Benchmarks: our paths beside what one would use without us, in one run: `python -m benchmarks`.
+
+See docs/performance.md.
+"""

@@ -97,9 +97,11 @@ def main() -> int:
     given = parser.parse_args()
     if not any(name.startswith(given.only) for group, _ in _GROUPS for name in group):
         parser.error(f"no case is called {given.only!r}: {names}")
-    with tempfile.TemporaryDirectory(prefix="tasktrail-benchmark-", dir=given.data) as directory:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            document = runner.run(_measure(given.only, QUICK if given.quick else FULL, Path(directory).resolve()))
+    with (
+        tempfile.TemporaryDirectory(prefix="tasktrail-benchmark-", dir=given.data) as directory,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        document = runner.run(_measure(given.only, QUICK if given.quick else FULL, Path(directory).resolve()))
     if given.json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(document)).decode() + "\n")
     else:

@@ -21,6 +21,9 @@ import nats
 import psutil
 from nats.aio.client import Client
 from nats.js import JetStreamContext
+
+from benchmarks.conditions import SYNC_INTERVAL
+from benchmarks.rounds import Planned, Question, Side
 from tasktrail.events import authority, decide
 from tasktrail.events.authority import (
     Authority,
@@ -47,9 +50,6 @@ from tasktrail.services.sealing import TaskKey
 from tasktrail.services.service import Service
 from tasktrail.services.settings import Settings
 from tasktrail.services.states import States
-
-from benchmarks.conditions import SYNC_INTERVAL
-from benchmarks.rounds import Planned, Question, Side
 
 TENANT = "default"
 RAW = "RAW"
@@ -89,11 +89,12 @@ class _Commands:
         self._arguments, arguments = key.seal(
             "arguments", "benchmark", b'{"query":"' + bytes(100).hex().encode() + b'"}'
         )
-        self._message, message = key.seal("message", "benchmark", b'"compiling part 3 of 7"')
-        self.sealed = {"handle": handle, "arguments": arguments, "message": message}
+        self._made = {"handle": handle, "arguments": arguments}
+        self._texts = [key.seal("message", "benchmark", b"compiling part %d of 8" % part) for part in range(CHAIN)]
 
-    def create(self) -> decide.CreateTask:
-        return decide.CreateTask(
+    def create(self) -> tuple[decide.TaskCommand, dict[str, bytes]]:
+        """A new task, and what is sealed with it."""
+        command = decide.CreateTask(
             id=secrets.token_hex(16),
             binding=identity(self.authority),
             server="benchmark",
@@ -109,8 +110,13 @@ class _Commands:
             arguments=self._arguments,
         )
 
-    def report(self) -> decide.ReportStatus:
-        return decide.ReportStatus(id=secrets.token_hex(16), message=self._message, progress=3, total=7)
+        return command, self._made
+
+    def report(self, part: int) -> tuple[decide.TaskCommand, dict[str, bytes]]:
+        """A text that the task does not show already."""
+        message, blob = self._texts[part]
+        command = decide.ReportStatus(id=secrets.token_hex(16), message=message, progress=part, total=CHAIN)
+        return command, {"message": blob}
 
 
 def _authority() -> Authority:
@@ -154,12 +160,10 @@ class LedgerSide:
     async def one(self, worker: int) -> None:
         """Record one command."""
         ref, made = self._tasks.get(worker, ("", self._chain))
-        command: decide.TaskCommand
         if made >= self._chain:
-            ref, made, command = new_ref(), 0, self._commands.create()
-        else:
-            command = self._commands.report()
-        done = await self._ledger.submit(TENANT, ref, command, self._commands.authority, self._commands.sealed)
+            ref, made = new_ref(), 0
+        command, sealed = self._commands.report(made) if made else self._commands.create()
+        done = await self._ledger.submit(TENANT, ref, command, self._commands.authority, sealed)
         if done.outcome is not Outcome.ACCEPTED or done.repeated:
             message = f"a command of the benchmark was {done.outcome} ({done.reason})"
             raise AssertionError(message)

@@ -27,6 +27,7 @@ from mcp.shared.exceptions import MCPError
 from mcp.shared.transport_context import TransportContext
 from mcp_types import INVALID_PARAMS, CallToolRequestParams, RequestParams
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+
 from tasktrail.events.facts import Status
 from tasktrail.mcp import wire
 from tasktrail.services.clock import now_ms
@@ -38,7 +39,7 @@ _TTL_MS, _POLL_INTERVAL_MS = 3_600_000, 1_000
 
 class _Params(RequestParams):
     task_id: str
-    input_responses: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
+    input_responses: dict[str, Any] = {}
 
 
 class _Stored:
@@ -88,7 +89,7 @@ class _Stored:
         """Dropped, as by tasktrail."""
 
     async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        self.set(status_message=message)
+        self.set(status_message=message or f"{progress:g} of {total}")
 
 
 class BareTasks(Extension):
@@ -103,10 +104,12 @@ class BareTasks(Extension):
 
     @contextlib.asynccontextmanager
     async def lifespan(self, server: MCPServer[Any]) -> AsyncIterator[dict[str, Any]]:
+        """Learn which server the tools are of."""
         self._server = server
         yield {}
 
     def methods(self) -> Sequence[MethodBinding]:
+        """`tasks/get` and `tasks/update`."""
         modern = frozenset(MODERN_PROTOCOL_VERSIONS)
         return [
             MethodBinding("tasks/get", _Params, self._get, protocol_versions=modern),
@@ -116,6 +119,7 @@ class BareTasks(Extension):
     async def intercept_tool_call(
         self, params: CallToolRequestParams, ctx: _Context, call_next: CallNext
     ) -> HandlerResult:
+        """Put the task into the dictionary and start its tool."""
         capabilities = ctx.session.client_capabilities
         if params.name not in self._tools or wire.EXTENSION not in ((capabilities and capabilities.extensions) or {}):
             return await call_next(ctx)

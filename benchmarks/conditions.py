@@ -12,10 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import psutil
-from tasktrail.services.broker import LEAST_API_LEVEL
 
 from benchmarks.document import Conditions
 from benchmarks.rounds import Plan
+from tasktrail.services.broker import LEAST_API_LEVEL
 
 SYNC_INTERVAL = "always"
 BUSY_SHARE = 0.25

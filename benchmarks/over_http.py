@@ -19,9 +19,9 @@ from typing import Any
 import httpx
 import psutil
 from mcp_types import CLIENT_CAPABILITIES_META_KEY, CLIENT_INFO_META_KEY, PROTOCOL_VERSION_META_KEY
-from tasktrail.mcp.wire import EXTENSION
 
 from benchmarks.rounds import Planned, Question
+from tasktrail.mcp.wire import EXTENSION
 
 IN_FLIGHT = (1, 16)
 POLLED = 32

@@ -20,11 +20,11 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from pydantic import BaseModel
 from starlette.applications import Starlette
+
+from benchmarks.bare import BareTasks
 from tasktrail.mcp.extension import Tasks
 from tasktrail.services.service import ADAPTER_FILE, Service
 from tasktrail.services.settings import Settings
-
-from benchmarks.bare import BareTasks
 
 TOOLS = ("park", "ask")
 _READ_BYTES = 1024

@@ -199,11 +199,15 @@ class Authority(Record, frozen=True, kw_only=True):
 
 
 def identity(authority: Authority) -> Binding:
-    """The identity context of the caller: (tenant, iss, sub, client_id); empty text where a member is absent."""
+    """The identity context of the caller: (tenant, iss, sub, client_id); empty text where a member is absent.
+
+    What is only claimed counts as absent: claimed facts never decide.
+    """
     principal, client = authority.principal, authority.client
+    known = principal is not None and principal.level is not Level.CLAIMED
     return Binding(
         tenant=authority.tenant,
-        iss=principal.iss if principal else "",
-        sub=principal.sub if principal else "",
-        client_id=client.client_id if client else "",
+        iss=principal.iss if principal and known else "",
+        sub=principal.sub if principal and known else "",
+        client_id=client.client_id if client and client.level is not Level.CLAIMED else "",
     )

@@ -41,13 +41,15 @@ def framed(*parts: str) -> bytes:
 
 
 def tenant_token(tenant: str) -> str:
-    """One subject token for a tenant: plain names as they are, everything else base32 under the prefix `x-`."""
+    """One subject token for a tenant: plain names as they are, all others base32 under `x-`, by digest under `x--`."""
     if tenant == ANONYMOUS_TENANT:
         return tenant
     if _PLAIN.fullmatch(tenant) and not tenant.startswith(_ENCODED):
         return tenant
     raw = tenant.encode("utf-8", "surrogatepass")
-    return _ENCODED + _base32(raw if len(raw) <= 40 else hashlib.sha256(raw).digest())  # noqa: PLR2004 - subject length
+    if len(raw) <= 40:  # noqa: PLR2004 - a subject's token stays short
+        return _ENCODED + _base32(raw)
+    return f"{_ENCODED}-{_base32(hashlib.sha256(raw).digest())}"
 
 
 def task_id(key: bytes, *parts: str) -> str:

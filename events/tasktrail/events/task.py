@@ -9,7 +9,7 @@ only. `apply` also checks the chain: sequence and `prev`.
 
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import assert_never
+from typing import TypeAlias, assert_never
 
 import msgspec
 
@@ -35,6 +35,9 @@ from tasktrail.events.facts import (
     UnknownEvent,
     WorkerLost,
 )
+
+OnTask: TypeAlias = TaskEvent | UnknownEvent
+"""What may be on a task's own subject."""
 
 
 class Outcome(StrEnum):
@@ -121,11 +124,12 @@ def _created(event: TaskCreated) -> Task:
     )
 
 
-def evolve(task: Task | None, event: TaskEvent | UnknownEvent) -> Task:  # noqa: C901, PLR0911, PLR0912 - one arm per event
+def evolve(task: Task | None, event: OnTask) -> Task:  # noqa: C901, PLR0911, PLR0912 - one arm per event
     """The state after one more event.
 
     Raises:
-        ChainBroken: the first event is not `TaskCreated`, or a later one is.
+        ChainBroken: the first event is not `TaskCreated`, or a later one is; an event leaves a terminal status, or
+            answers what was never asked.
     """
     if task is None:
         if isinstance(event, TaskCreated):
@@ -142,6 +146,9 @@ def evolve(task: Task | None, event: TaskEvent | UnknownEvent) -> Task:  # noqa:
             asked = {**task.inputs, event.key: Input(method=event.method, request=event.request)}
             return _touched(task, event.at_ms, status=Status.INPUT_REQUIRED, inputs=asked)
         case InputResponded():
+            if event.key not in task.inputs:
+                message = f"an answer to {event.key!r}, which was never asked"
+                raise ChainBroken(message)
             answered = msgspec.structs.replace(task.inputs[event.key], response=event.response)
             return _touched(task, event.at_ms, inputs={**task.inputs, event.key: answered})
         case TaskResumed():
@@ -165,10 +172,13 @@ def evolve(task: Task | None, event: TaskEvent | UnknownEvent) -> Task:  # noqa:
 
 
 def _touched(task: Task, at_ms: int, **changes: object) -> Task:
+    if task.status.terminal:
+        message = f"the task is {task.status}, which is final; an event after that changes it"
+        raise ChainBroken(message)
     return msgspec.structs.replace(task, last_updated_at_ms=at_ms, **changes)
 
 
-def replay(events: Iterable[TaskEvent | UnknownEvent]) -> Task:
+def replay(events: Iterable[OnTask]) -> Task:
     """The state after these events, the first of which is `TaskCreated`.
 
     Raises:
@@ -187,7 +197,8 @@ def apply(task: Task | None, entry: Entry, leaf: str) -> Task:
     """The state after one more entry, whose bytes hash to `leaf`.
 
     Raises:
-        ChainBroken: the entry does not follow the last one applied; the message names both sides.
+        ChainBroken: the entry does not follow the last one applied (the message names both sides), or its events
+            are not those of a task.
     """
     expected = (task.seq + 1, task.leaf) if task else (1, GENESIS)
     if (entry.task_seq, entry.prev) != expected:
@@ -198,7 +209,11 @@ def apply(task: Task | None, entry: Entry, leaf: str) -> Task:
         raise ChainBroken(message)
     state = task
     for event in entry.events:
-        state = evolve(state, event)  # type: ignore[arg-type]  # only task events live on a task's subject
+        if not isinstance(event, OnTask):
+            kind = type(event).__name__
+            message = f"entry {entry.id} of task {entry.task_ref} holds {kind}, which is no event of a task"
+            raise ChainBroken(message)
+        state = evolve(state, event)
     if state is None:
         message = f"entry {entry.id} of task {entry.task_ref} holds no event"
         raise ChainBroken(message)

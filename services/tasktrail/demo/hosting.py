@@ -31,8 +31,22 @@ class _Server(uvicorn.Server):
 
 
 def listener(port: int = 0) -> socket.socket:
-    """A listening socket on the loopback interface."""
-    return socket.create_server((_HOST, port))
+    """A listening socket on the loopback interface.
+
+    Its protocol is given: asyncio switches Nagle's algorithm off only then, and without that answers take 40 ms.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((_HOST, port))
+        sock.listen()
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def url_of(listening: socket.socket) -> str:

@@ -3,7 +3,7 @@
 Guarantees: every request is one that any client of the tasks extension may send (SEP-2663); questions are answered
 through the client's own elicitation and sampling callbacks; what a server refuses is kept as it came over the wire.
 
-    async with Person("ana", url=url, token=token) as ana:
+    async with Person("ana", url=url, token=lambda: token) as ana:
         task = await ana.start("quarterly_report", quarter="Q3")
         task = await ana.until(task.task_id, terminal)
 """
@@ -11,7 +11,7 @@ through the client's own elicitation and sampling callbacks; what a server refus
 import asyncio
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -23,7 +23,7 @@ from mcp.client.context import ClientRequestContext
 from mcp.client.extension import ClaimContext, ClientExtension, ResultClaim, UnexpectedClaimedResult
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 
 from tasktrail.mcp.wire import EXTENSION
 
@@ -34,10 +34,16 @@ _RPC_ID = re.compile(rb'"id":\s*("[^"]*"|\d+)')
 _ASKED: TypeAdapter[types.InputRequest] = TypeAdapter(types.InputRequest)
 
 
-class TaskSeen(types.Result):
-    """A task as the wire showed it."""
+class TaskMade(types.Result):
+    """`CreateTaskResult`: a handle."""
 
-    model_config = ConfigDict(extra="ignore")
+    result_type: Literal["task"]
+    task_id: str
+    status: str
+
+
+class TaskSeen(types.Result):
+    """`GetTaskResult`: a task as the wire showed it."""
 
     task_id: str
     status: str
@@ -47,12 +53,6 @@ class TaskSeen(types.Result):
     input_requests: dict[str, Any] = {}
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
-
-
-class TaskMade(TaskSeen):
-    """`CreateTaskResult`."""
-
-    result_type: Literal["task"]
 
 
 class TaskParams(types.RequestParams):
@@ -67,8 +67,14 @@ class UpdateParams(TaskParams):
     input_responses: dict[str, Any]
 
 
-class TasksRequest(types.Request[TaskParams, str]):
-    """Any of the extension's requests."""
+class TaskRequest(types.Request[TaskParams, Literal["tasks/get", "tasks/cancel"]]):
+    """A request that names a task, in its parameters and in the header `Mcp-Name`."""
+
+    name_param = "taskId"
+
+
+class UpdateRequest(types.Request[UpdateParams, Literal["tasks/update"]]):
+    """The same, with answers."""
 
     name_param = "taskId"
 
@@ -92,22 +98,32 @@ def terminal(task: TaskSeen) -> bool:
     return task.status in _TERMINAL
 
 
+class _Bearer(httpx2.Auth):
+    """The token of the moment, on every request."""
+
+    def __init__(self, token: Callable[[], str]) -> None:
+        self._token = token
+
+    def auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response]:
+        request.headers["Authorization"] = f"Bearer {self._token()}"
+        yield request
+
+
 class Person:
     """Somebody with a client. `content` is what they answer to a form, by field; `words` what their model says."""
 
-    def __init__(self, name: str, *, url: str, token: str) -> None:
+    def __init__(self, name: str, *, url: str, token: Callable[[], str]) -> None:
         self.name = name
         self.content: dict[str, Any] = {}
         self.words = "nothing to say"
-        self.refusals: list[tuple[int, bytes]] = []
+        self._refusal: tuple[int, bytes] | None = None
         self._url, self._token = url, token
         self._stack = AsyncExitStack()
         self._client: Client
 
     async def __aenter__(self) -> Self:
-        headers = {"Authorization": f"Bearer {self._token}"}
         http = httpx2.AsyncClient(
-            headers=headers, timeout=WITHIN_S, trust_env=False, event_hooks={"response": [self._answered]}
+            auth=_Bearer(self._token), timeout=WITHIN_S, trust_env=False, event_hooks={"response": [self._answered]}
         )
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(http)
@@ -131,9 +147,9 @@ class Person:
         await self._stack.aclose()
 
     async def _answered(self, response: httpx2.Response) -> None:
-        """Keep refusals as they came; the JSON-RPC id is the request's own."""
+        """Keep the last refusal as it came, but for the JSON-RPC id: that is the request's own."""
         if response.is_error:
-            self.refusals.append((response.status_code, _RPC_ID.sub(b'"id":0', await response.aread())))
+            self._refusal = (response.status_code, _RPC_ID.sub(b'"id":0', await response.aread()))
 
     async def _fill_in(
         self,
@@ -168,17 +184,17 @@ class Person:
 
     async def get(self, task_id: str) -> TaskSeen:
         """tasks/get. Raises MCPError."""
-        request = TasksRequest(method="tasks/get", params=TaskParams(task_id=task_id))
+        request = TaskRequest(method="tasks/get", params=TaskParams(task_id=task_id))
         return await self._client.session.send_request(request, TaskSeen)
 
     async def update(self, task_id: str, responses: dict[str, Any]) -> None:
         """tasks/update. Raises MCPError."""
         params = UpdateParams(task_id=task_id, input_responses=responses)
-        await self._client.session.send_request(TasksRequest(method="tasks/update", params=params), types.EmptyResult)
+        await self._client.session.send_request(UpdateRequest(method="tasks/update", params=params), types.EmptyResult)
 
     async def cancel(self, task_id: str) -> None:
         """tasks/cancel. Raises MCPError."""
-        request = TasksRequest(method="tasks/cancel", params=TaskParams(task_id=task_id))
+        request = TaskRequest(method="tasks/cancel", params=TaskParams(task_id=task_id))
         await self._client.session.send_request(request, types.EmptyResult)
 
     async def answer(self, task: TaskSeen, key: str) -> None:
@@ -206,11 +222,14 @@ class Person:
                 raise TimeoutError(message)
             await asyncio.sleep(task.poll_interval_ms / 1000)
 
-    async def turned_away(self, attempt: Callable[[], Any]) -> tuple[int, bytes] | None:
-        """The answer to an attempt that is refused, as it came over the wire; None when it was not refused."""
-        self.refusals.clear()
+    async def turned_away(self, attempt: Callable[[], Awaitable[object]]) -> tuple[int, bytes] | None:
+        """Status and body of the refusal that an attempt met on the wire; None when it was not refused.
+
+        Nothing else of this person may be refused meanwhile.
+        """
+        self._refusal = None
         try:
             await attempt()
         except MCPError:
-            return self.refusals[-1] if self.refusals else None
+            return self._refusal
         return None

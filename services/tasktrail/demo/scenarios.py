@@ -14,18 +14,19 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from mcp.shared.exceptions import MCPError
 
-from tasktrail.demo.checks import Checks
+from tasktrail.demo.checks import Checks, Played
 from tasktrail.demo.people import Person, TaskSeen, terminal
 from tasktrail.demo.tools import EXPIRES_MS, Floor
+from tasktrail.demo.trail import METHODS
+from tasktrail.events.errors import NOT_FOUND_TEXT
 
-METHODS = ("tasks/get", "tasks/update", "tasks/cancel")
 STOPS_WITHIN_S = 5.0
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
     """Who is there: two users of tenant acme, one of globex; the server's floor; where expectations are noted.
 
-    `secret` is a text that is in every argument, answer, result, message and error, and must be found nowhere.
+    `secret` is a text to put into every argument, answer, result, message and error.
     """
 
     ana: Person
@@ -36,15 +37,6 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     secret: str
 
 
-class Played(msgspec.Struct, frozen=True, kw_only=True):
-    """A scenario that was played: its task's id and last status, and one line for people."""
-
-    scenario: str
-    task_id: str
-    status: str
-    line: str
-
-
 Scenario = Callable[[Stage], Awaitable[Played]]
 
 
@@ -53,7 +45,11 @@ async def completed(stage: Stage) -> Played:
     made = await stage.ana.start("quarterly_report", quarter=f"Q3 {stage.secret}")
     spoken = await stage.ana.until(made.task_id, lambda task: bool(task.status_message) or terminal(task))
     done = await stage.ana.until(made.task_id, terminal)
-    stage.checks.hold("a task can be polled the moment it was created, and says how far it is", "working" in spoken.status)
+    stage.checks.hold(
+        "a task can be polled the moment it was created, and says how far it is",
+        spoken.status == "working" and stage.secret in (spoken.status_message or ""),
+        seen=spoken.status,
+    )
     stage.checks.hold(
         "a finished tool is `completed`, its result inlined",
         done.status == "completed" and stage.secret in _text(done),
@@ -63,7 +59,7 @@ async def completed(stage: Stage) -> Played:
         scenario="completed",
         task_id=made.task_id,
         status=done.status,
-        line="ana runs quarterly_report, follows its progress, reads the result",
+        line="ana follows quarterly_report to its result",
     )
 
 
@@ -97,7 +93,7 @@ async def failed(stage: Stage) -> Played:
         scenario="failed",
         task_id=made.task_id,
         status=done.status,
-        line="eve runs export_ledger; it ends in a JSON-RPC error",
+        line="eve: export_ledger ends in a JSON-RPC error",
     )
 
 
@@ -125,7 +121,7 @@ async def elicitation(stage: Stage) -> Played:
         scenario="elicitation",
         task_id=made.task_id,
         status=done.status,
-        line="ana runs pay_invoice, approves it, then names the cost centre",
+        line="ana approves pay_invoice, then says who pays",
     )
 
 
@@ -146,19 +142,20 @@ async def sampling(stage: Stage) -> Played:
         scenario="sampling",
         task_id=made.task_id,
         status=done.status,
-        line="bob runs summarise; his model is asked, and answers",
+        line="bob runs summarise; his model is asked",
     )
 
 
 async def cancelled(stage: Stage) -> Played:
     """A tool that is told to stop."""
     label = f"customers {stage.secret}"
+    stopped = stage.floor.watch(label)
     made = await stage.ana.start("rebuild_index", name=label)
     await stage.ana.until(made.task_id, lambda task: bool(task.status_message) or terminal(task))
     await stage.ana.cancel(made.task_id)
     done = await stage.ana.until(made.task_id, terminal)
     stage.checks.hold("a cancelled task is `cancelled`", done.status == "cancelled", seen=done.status)
-    stage.checks.hold("its tool was really stopped", await _stopped(stage.floor, label), seen="it runs on")
+    stage.checks.hold("its tool was really stopped", await _set(stopped), seen="it runs on")
     await stage.ana.cancel(made.task_id)
     again = await stage.ana.get(made.task_id)
     stage.checks.hold(
@@ -170,30 +167,31 @@ async def cancelled(stage: Stage) -> Played:
         scenario="cancelled",
         task_id=made.task_id,
         status=done.status,
-        line="ana runs rebuild_index and cancels it; the tool stops",
+        line="ana cancels rebuild_index; the tool stops",
     )
 
 
 async def expired(stage: Stage) -> Played:
     """A task that outlives its time."""
     label = f"mailboxes {stage.secret}"
-    made = await stage.bob.start("nightly_backup", name=label)
+    stopped = stage.floor.watch(label)
+    made = await stage.ana.start("nightly_backup", name=label)
     gone = ""
     try:
-        await stage.bob.until(made.task_id, terminal)
+        await stage.ana.until(made.task_id, terminal)
     except MCPError as error:
         gone = error.error.message
     stage.checks.hold(
-        f"after its time to live ({EXPIRES_MS / 1000:g} s, polled all along) the handle opens nothing",
-        gone == "Task not found",
+        f"after {EXPIRES_MS / 1000:g} s to live, polled all along, the handle opens nothing",
+        gone == NOT_FOUND_TEXT,
         seen=gone or "it still opens the task",
     )
-    stage.checks.hold("an expired task's tool was really stopped", await _stopped(stage.floor, label), seen="it runs on")
+    stage.checks.hold("an expired task's tool was really stopped", await _set(stopped), seen="it runs on")
     return Played(
         scenario="expired",
         task_id=made.task_id,
         status="cancelled",
-        line=f"bob runs nightly_backup, which may live {EXPIRES_MS / 1000:g} s and takes an hour",
+        line=f"nightly_backup takes an hour, may live {EXPIRES_MS / 1000:g} s",
     )
 
 
@@ -203,12 +201,13 @@ async def foreign(stage: Stage) -> Played:
     made = await ana.start("delete_customer", customer=stage.secret)
     asked = await ana.until(made.task_id, lambda task: bool(task.input_requests) or terminal(task))
     key = next(iter(asked.input_requests))
-    for person, where in ((stage.bob, "of the same tenant"), (stage.eve, "of another tenant")):
+    for person, where in ((stage.bob, "same tenant"), (stage.eve, "other tenant")):
         theirs = {method: await _attempt(person, method, made.task_id, key) for method in METHODS}
         unknown = {method: await _attempt(person, method, _made_up(), key) for method in METHODS}
         for method in METHODS:
-            same = theirs[method] is not None and theirs[method] == unknown[method]
-            what = f"{person.name}, {where}, gets the same bytes from {method} as for an unknown id"
+            answer = theirs[method]
+            same = answer is not None and answer == unknown[method] and NOT_FOUND_TEXT.encode() in answer[1]
+            what = f"{person.name} ({where}): {method} gets what an unknown id gets, to the byte"
             stage.checks.hold(what, same, seen=f"{theirs[method]} for it, {unknown[method]} for an unknown one")
     after = await ana.get(made.task_id)
     stage.checks.hold(
@@ -224,7 +223,7 @@ async def foreign(stage: Stage) -> Played:
         scenario="foreign",
         task_id=made.task_id,
         status=done.status,
-        line="bob and eve have the id of ana's delete_customer: poll, answer, cancel",
+        line="bob and eve try ana's task; she goes on",
     )
 
 
@@ -254,10 +253,10 @@ def _text(task: TaskSeen) -> str:
     return " ".join(part.get("text", "") for part in parts)
 
 
-async def _stopped(floor: Floor, label: str) -> bool:
+async def _set(event: asyncio.Event) -> bool:
     try:
         async with asyncio.timeout(STOPS_WITHIN_S):
-            await floor.stopped(label).wait()
+            await event.wait()
     except TimeoutError:
         return False
     return True

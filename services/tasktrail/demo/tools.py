@@ -41,18 +41,14 @@ class CostCentre(BaseModel):
 
 
 class Floor:
-    """What became of the tools themselves: which were told to stop, by the label they were called with."""
+    """What becomes of the tools themselves: those watched, by the label they are called with, say when they stop."""
 
     def __init__(self) -> None:
         self._stopped: dict[str, asyncio.Event] = {}
 
-    def stopped(self, label: str) -> asyncio.Event:
-        """Set once the tool called with this label was stopped."""
+    def watch(self, label: str) -> asyncio.Event:
+        """Set once the tool called with this label is stopped; ask before calling it."""
         return self._stopped.setdefault(label, asyncio.Event())
-
-    def forget(self, label: str) -> None:
-        """Keep nothing more about this label."""
-        self._stopped.pop(label, None)
 
     async def work(self, label: str, ctx: Context[Any, Any], step_s: float) -> None:
         """Work for a very long time, in short steps, unless told to stop."""
@@ -61,7 +57,8 @@ class Floor:
                 await ctx.report_progress(step, 3_600, f"{label}: step {step} of 3600")
                 await asyncio.sleep(step_s)
         except asyncio.CancelledError:
-            self.stopped(label).set()
+            if label in self._stopped:
+                self._stopped.pop(label).set()
             raise
 
 

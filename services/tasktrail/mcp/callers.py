@@ -8,7 +8,7 @@ that are text are replaced by their digest.
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from mcp.server.auth.middleware.auth_context import get_access_token
@@ -17,11 +17,15 @@ from mcp.server.context import ServerRequestContext
 
 from tasktrail.events.authority import Method, PrincipalKind
 from tasktrail.services.clock import now_ms
-from tasktrail.services.messages import ActorFacts, Call, Caller, CredentialFacts
+from tasktrail.services.messages import HANDLE_MAX, ActorFacts, Call, Caller, CredentialFacts
 
 WIRE = "mcp/2026-07-28"
 TEXT_MAX = 512
 _ACTORS_MAX = 8
+_WORD_MAX = 128
+_WORDS_MAX = 64
+_WHOLE_MAX = 2**53 - 1
+_DIGESTED = "sha256:"
 
 
 def caller() -> Caller:
@@ -32,9 +36,9 @@ def caller() -> Caller:
     client_id, issuer, subject = principal_components(token)
     claims: Mapping[str, Any] = token.claims or {}
     return Caller(
-        iss=_text(issuer),
-        sub=_text(subject),
-        client_id=_text(client_id),
+        iss=_member(issuer),
+        sub=_member(subject),
+        client_id=_member(client_id),
         kind=PrincipalKind.MACHINE if subject in {None, client_id} else PrincipalKind.USER,
         credential=_credential(token, claims),
         actors=_actors(claims.get("act")),
@@ -98,11 +102,34 @@ def _rpc_id(request_id: object) -> str:
     if isinstance(request_id, int):
         return str(request_id)[:20]
     text = str(request_id or "")
-    return f"sha256:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}" if text else ""
+    return f"{_DIGESTED}{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}" if text else ""
+
+
+def _member(value: object) -> str:
+    """A member of the identity, which is compared whole: what is not recorded as it is becomes its digest."""
+    said = value if isinstance(value, str) else ""
+    if said == _text(said) and not said.startswith(_DIGESTED):
+        return said
+    return _DIGESTED + hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _text(value: object) -> str:
-    return value.encode("utf-8", "replace").decode()[:TEXT_MAX] if isinstance(value, str) else ""
+    return _clean(value)[:TEXT_MAX] if isinstance(value, str) else ""
+
+
+def _clean(text: str) -> str:
+    """The text without what JSON between services may not hold: lone surrogates and NUL."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "?")
+
+
+def handle_text(value: object) -> str:
+    """A handle as it came, in a form that travels: what is no text, or no Unicode, names no task."""
+    return _clean(value)[:HANDLE_MAX] if isinstance(value, str) else ""
+
+
+def words(names: Iterable[object]) -> tuple[str, ...]:
+    """Names that a client declared, as they are recorded."""
+    return tuple(_text(name)[:_WORD_MAX] for name in list(names)[:_WORDS_MAX])
 
 
 def _texts(value: object) -> tuple[str, ...]:
@@ -111,4 +138,7 @@ def _texts(value: object) -> tuple[str, ...]:
 
 
 def _whole(value: object) -> int:
-    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0
+    """A number of the token as a whole one; 0 for what is none (NaN, infinite, past what JSON readers hold)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_WHOLE_MAX <= value <= _WHOLE_MAX:
+        return 0
+    return int(value)

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -39,9 +39,9 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from tasktrail.events.errors import InvalidRequest, TaskNotFound, TasktrailError
 from tasktrail.events.facts import TaskSupport
 from tasktrail.mcp import wire
-from tasktrail.mcp.callers import call, caller
+from tasktrail.mcp.callers import call, caller, handle_text, words
 from tasktrail.mcp.link import ConnectedLink, EmbeddedLink, Link
-from tasktrail.mcp.listening import TaskStream, wanted
+from tasktrail.mcp.listening import TaskStream, wanted, wants_tasks
 from tasktrail.mcp.running import Run
 from tasktrail.services import messages
 from tasktrail.services.connection import Connection
@@ -112,7 +112,7 @@ class Tasks(Extension):
         return cls(EmbeddedLink(Path(data), server), tools)
 
     @contextlib.asynccontextmanager
-    async def lifespan(self, server: MCPServer[Any]) -> AsyncIterator[dict[str, Any]]:
+    async def lifespan(self, server: MCPServer[Any]) -> AsyncGenerator[dict[str, Any]]:
         """Start with the MCP server, stop with it; work still running then ends as failed, on the trail."""
         async with self._serving(server):
             yield {}
@@ -121,14 +121,17 @@ class Tasks(Extension):
         """Your own lifespan inside ours: `MCPServer(lifespan=tasks.around(mine))`."""
 
         @contextlib.asynccontextmanager
-        async def both(server: MCPServer[Any]) -> AsyncIterator[Any]:
+        async def both(server: MCPServer[Any]) -> AsyncGenerator[Any]:
             async with self._serving(server), lifespan(server) as state:
-                yield state
+                try:
+                    yield state
+                finally:
+                    await self._lose_runs()  # what tools use is theirs until they have stopped
 
         return both
 
     @contextlib.asynccontextmanager
-    async def _serving(self, server: MCPServer[Any]) -> AsyncIterator[None]:
+    async def _serving(self, server: MCPServer[Any]) -> AsyncGenerator[None]:
         self._server = server
         self._link.server = self._link.server or server.name
         await self._link.start()
@@ -217,14 +220,15 @@ class Tasks(Extension):
 
     async def _update(self, ctx: Context, params: UpdateParams) -> HandlerResult:
         handle = await self._handle(ctx, params)
-        if not isinstance(params.input_responses, Mapping):
+        responses: object = params.input_responses
+        if not isinstance(responses, Mapping):
             raise MCPError(INVALID_PARAMS, "inputResponses is not an object")
         said = messages.UpdateTask(
             caller=caller(),
             call=call(ctx),
             command_id=secrets.token_hex(16),
             task_id=handle,
-            answers=dict(cast("Mapping[str, Any]", params.input_responses)),
+            answers=dict(cast("Mapping[str, Any]", responses)),
         )
         await self._request("update", said)
         return {"resultType": "complete"}
@@ -237,7 +241,7 @@ class Tasks(Extension):
 
     async def _handle(self, ctx: Context, params: TaskParams) -> str:
         """The handle a request names, once the client may name one at all: -32021 before -32020 before -32602."""
-        handle = params.task_id if isinstance(params.task_id, str) else ""
+        handle = handle_text(params.task_id)
         if not _declared(ctx):
             await self._refuse_undeclared(ctx, handle)
         headers: Mapping[str, str] = getattr(ctx.request, "headers", None) or {}
@@ -245,7 +249,7 @@ class Tasks(Extension):
         if name is not None and decode_header_value(name) != params.task_id:
             await self._refuse(ctx, HEADER_MISMATCH, "header_mismatch", handle)
             raise MCPError(HEADER_MISMATCH, "the Mcp-Name header does not match the request's taskId")
-        return handle.encode("utf-8", "replace").decode()[: messages.HANDLE_MAX]
+        return handle
 
     async def _refuse_undeclared(self, ctx: Context, handle: str) -> NoReturn:
         await self._refuse(ctx, MISSING_REQUIRED_CLIENT_CAPABILITY, "missing_capability", handle)
@@ -255,9 +259,7 @@ class Tasks(Extension):
 
     async def _refuse(self, ctx: Context, code: int, reason: str, handle: str) -> None:
         """Put on the trail that this server turned a request away."""
-        said = messages.ReportRefusal(
-            caller=caller(), call=call(ctx), code=code, reason=reason, task_id=handle[: messages.HANDLE_MAX]
-        )
+        said = messages.ReportRefusal(caller=caller(), call=call(ctx), code=code, reason=reason, task_id=handle)
         await self._request("refusal", said)
 
     async def _request(self, action: str, said: messages.Said) -> Any:  # noqa: ANN401 - the action's reply
@@ -268,13 +270,12 @@ class Tasks(Extension):
 
     async def _listen(self, ctx: Context, call_next: CallNext) -> HandlerResult:
         """Middleware: serve `taskIds` of `subscriptions/listen`."""
+        if not wants_tasks(ctx):
+            return await call_next(ctx)
+        if not _declared(ctx):
+            await self._refuse_undeclared(ctx, "")
         try:
-            ids = wanted(ctx)
-            if ids is None:
-                return await call_next(ctx)
-            if not _declared(ctx):
-                await self._refuse_undeclared(ctx, "")
-            return await TaskStream(self._link, ctx, caller(), call(ctx)).serve(ids, call_next)
+            return await TaskStream(self._link, ctx, caller(), call(ctx)).serve(wanted(ctx), call_next)
         except TasktrailError as error:
             raise _rpc_error(error) from error
 
@@ -303,7 +304,7 @@ def _capabilities(ctx: Context) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return (), ()
     declared = capabilities.model_dump(by_alias=True, exclude_none=True)
     extensions = cast("Mapping[str, object]", declared.pop("extensions", {}))
-    return tuple(name[:128] for name in list(extensions)[:64]), tuple(name[:128] for name in list(declared)[:64])
+    return words(extensions), words(declared)
 
 
 def _asks_first(tool: Tool) -> bool:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 from nats.aio.client import Client
@@ -91,9 +91,9 @@ class ConnectedLink(_Heard):
             NothingWritten: the NATS server does not answer.
         """
         try:
-            self._nc = await self._connection.connect(name=f"tasktrail adapter {self.server}")
-            await self._nc.subscribe(f"{SIGNALS}.{tenant_token(self.server)}.*", cb=self._signalled)
-            await self._nc.flush()
+            self._nc = nc = await self._connection.connect(name=f"tasktrail adapter {self.server}")
+            await cast("Any", nc).subscribe(f"{SIGNALS}.{tenant_token(self.server)}.*", cb=self._signalled)
+            await nc.flush()
         except (NatsError, OSError) as error:
             message = (
                 f"no NATS server answers at {', '.join(self._connection.servers)}: {error}; is `tasktrail up` running?"
@@ -190,7 +190,7 @@ _KINDS: dict[str, type[TasktrailError]] = {
 
 
 class RemoteError(TasktrailError):
-    """An error this version of the adapter has no class for."""
+    """An error this version of the adapter has no class for; it keeps the code and the rest of what was said."""
 
 
 def answered(action: str, body: bytes) -> Any:  # noqa: ANN401 - the action's reply
@@ -199,12 +199,18 @@ def answered(action: str, body: bytes) -> Any:  # noqa: ANN401 - the action's re
     Raises:
         TasktrailError: the service answered with an error.
     """
-    answer = msgspec.json.decode(body, type=_Answer)
-    if answer.error is None:
-        return msgspec.json.decode(answer.ok, type=ACTIONS[action][1])
-    kind = _KINDS.get(answer.error.reason, RemoteError)
-    error = kind.__new__(kind)
-    Exception.__init__(error, answer.error.message)
+    try:
+        answer = msgspec.json.decode(body, type=_Answer)
+        if answer.error is None:
+            return msgspec.json.decode(answer.ok, type=ACTIONS[action][1])
+    except msgspec.DecodeError as unread:
+        message = f"{action}: tasktrail's answer is not of this adapter's version ({unread}); install the same version"
+        raise RemoteError(message) from None
+    said = answer.error
+    facts = {"code": said.code, "retriable": said.retriable, "written": said.written, "reason": said.reason}
+    kind: type[TasktrailError] = _KINDS.get(said.reason) or type("RemoteError", (RemoteError,), facts)
+    error = BaseException.__new__(kind)
+    Exception.__init__(error, said.message)
     raise error
 
 

@@ -6,10 +6,12 @@ the caller. Other subscriptions on the same stream are served by the SDK. Source
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
+import anyio
 import msgspec
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.session import ServerSession
@@ -28,9 +30,12 @@ from pydantic import ConfigDict
 
 from tasktrail.events.errors import InvalidRequest, TaskNotFound, TasktrailError
 from tasktrail.mcp import wire
+from tasktrail.mcp.callers import handle_text
 from tasktrail.mcp.link import Link
 from tasktrail.services import messages
 from tasktrail.services.messages import Call, Caller, Granted, Signal, TaskView
+
+_log = logging.getLogger(__name__)
 
 METHOD = "subscriptions/listen"
 PUSH = "notifications/tasks"
@@ -47,25 +52,30 @@ class _TaskParams(NotificationParams):
     model_config = ConfigDict(extra="allow")
 
 
-def wanted(ctx: Context) -> tuple[str, ...] | None:
-    """The task ids a listen request names; None when it names none or is another request.
+def wants_tasks(ctx: Context) -> bool:
+    """Whether the request is one to listen to tasks."""
+    return ctx.method == METHOD and "taskIds" in _notifications(ctx)
+
+
+def _notifications(ctx: Context) -> Mapping[str, object]:
+    found: object = (ctx.params or {}).get("notifications")
+    return cast("Mapping[str, object]", found) if isinstance(found, Mapping) else {}
+
+
+def wanted(ctx: Context) -> tuple[str, ...]:
+    """The task ids that a request to listen to tasks names.
 
     Raises:
         InvalidRequest: `taskIds` is no array of at most 256 strings.
     """
-    if ctx.method != METHOD or not isinstance(ctx.params, Mapping):
-        return None
-    notifications = ctx.params.get("notifications")
-    if not isinstance(notifications, Mapping) or "taskIds" not in notifications:
-        return None
-    ids = cast("Mapping[str, object]", notifications)["taskIds"]
+    ids = _notifications(ctx)["taskIds"]
     if not isinstance(ids, list) or not all(isinstance(one, str) for one in cast("list[object]", ids)):
         message = "notifications.taskIds is not an array of strings"
         raise InvalidRequest(message)
     if len(cast("list[str]", ids)) > TASKS_MAX:
         message = f"notifications.taskIds names more than {TASKS_MAX} tasks; open several streams"
         raise InvalidRequest(message)
-    return tuple(cast("list[str]", ids))
+    return tuple(handle_text(one) for one in cast("list[str]", ids))
 
 
 class TaskStream:
@@ -94,8 +104,8 @@ class TaskStream:
             return SubscriptionsListenResult(_meta={SUBSCRIPTION_ID_META_KEY: self._ctx.request_id})
         finally:
             stop()
-            for ref in list(self._open):
-                await asyncio.shield(self._close(ref, "client"))
+            with anyio.CancelScope(shield=True):
+                await asyncio.gather(*(self._close(ref, "client") for ref in list(self._open)))
 
     def _heard(self, ref: str, _signal: Signal) -> None:
         self._dirty.add(ref)
@@ -103,8 +113,7 @@ class TaskStream:
 
     def _others(self) -> bool:
         """Whether the stream also asks for what the SDK serves."""
-        params = cast("Mapping[str, Mapping[str, object]]", self._ctx.params or {})
-        return any(value for key, value in params.get("notifications", {}).items() if key != "taskIds")
+        return any(value for key, value in _notifications(self._ctx).items() if key != "taskIds")
 
     async def _beside(self, call_next: CallNext) -> HandlerResult:
         """Push tasks on the stream that the SDK serves for its own notifications."""
@@ -189,7 +198,10 @@ class TaskStream:
         ended = messages.UnwatchTask(
             caller=self._caller, call=self._call, task_id=view.task_id, pushes=self._pushes[ref], reason=reason
         )
-        await self._link.request("unwatch", ended)
+        try:
+            await self._link.request("unwatch", ended)
+        except TasktrailError as error:
+            _log.warning("the end of a subscription to task %s could not be recorded: %s", ref, error.message)
 
 
 class _AcknowledgingSession:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import anyio
+import msgspec
 from mcp.server import MCPServer
 from mcp.server.connection import Connection
 from mcp.server.context import ServerRequestContext
@@ -41,6 +42,9 @@ REPORT_EVERY_S = 0.25
 LOOK_EVERY_S = 2.0
 """How often a run that waits looks for itself: signals may be lost."""
 
+LOSE_AFTER_S = 2.0
+"""How long a tool may take to stop when the process goes away, before its task is ended without it."""
+
 MESSAGE_MAX = 4_096
 _KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -58,6 +62,7 @@ class Run:
         self._asks: dict[str, InputAsk] = {}
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._said: str | None = None
+        self._stopped = False
         self._nudged = asyncio.Event()
         self._tool: asyncio.Task[CallToolResult] | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -75,7 +80,9 @@ class Run:
         self._nudged.set()
 
     def _stop_tool(self) -> None:
-        if self._tool is not None and not self._tool.done():
+        """Tell the tool to stop: once, for a second time would break into what it does to clean up."""
+        if self._tool is not None and not self._tool.done() and not self._stopped:
+            self._stopped = True
             self._tool.cancel()
 
     async def lose(self, cause: str) -> None:
@@ -83,7 +90,7 @@ class Run:
         if self.running is None or self.running.done():
             return
         self.running.cancel()
-        await asyncio.gather(self.running, return_exceptions=True)
+        await asyncio.wait([self.running], timeout=LOSE_AFTER_S)
         await self._say("lose", messages.LoseWorker(task_ref=self.ref, command_id=_command_id(), cause=cause))
 
     async def _run(self) -> None:
@@ -108,7 +115,10 @@ class Run:
         params = self._params
         while True:
             context: Context[Any, Any] = Context(
-                request_context=self._context, mcp_server=self._server, input_params=params
+                request_context=self._context,
+                mcp_server=self._server,
+                input_params=params,
+                subscriptions=self._server._subscriptions,  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] # the SDK has no public way to what ctx.notify_* need
             )
             result = await self._server.call_tool(params.name, params.arguments or {}, context)
             if not isinstance(result, InputRequiredResult):
@@ -118,6 +128,8 @@ class Run:
                 for key, request in (result.input_requests or {}).items()
             }
             asked = {key: self._enqueue(one["method"], one.get("params"), key) for key, one in requests.items()}
+            if not asked:
+                await asyncio.sleep(REPORT_EVERY_S)  # a tool that only wants to be entered again, later
             answers = dict(zip(asked, await asyncio.gather(*asked.values()), strict=True))
             params = CallToolRequestParams.model_validate(
                 {
@@ -197,37 +209,40 @@ class Run:
             self._stop_tool()
 
     async def _report(self, tool: "asyncio.Task[CallToolResult]") -> None:
-        """What became of the tool, on the trail."""
+        """What became of the tool, on the trail; an outcome that does not fit in is recorded as one that failed."""
+        try:
+            await self._say(*self._outcome(tool))
+        except Exception as unfit:
+            if isinstance(unfit, TasktrailError) and unfit.retriable:
+                raise
+            why = unfit.message if isinstance(unfit, TasktrailError) else "it is not JSON"
+            _log.exception("the outcome of task %s cannot be recorded as it is", self.ref)
+            error = RpcError(code=INTERNAL_ERROR, message=f"the outcome could not be recorded: {why}")
+            await self._say("fail", messages.FailTask(task_ref=self.ref, command_id=_command_id(), error=error))
+
+    def _outcome(self, tool: "asyncio.Task[CallToolResult]") -> tuple[str, messages.Said]:
+        """What the tool's end is to be recorded as."""
         command_id = _command_id()
-        if tool.cancelled():
-            await self._say("stop", messages.StopTask(task_ref=self.ref, command_id=command_id))
-            return
-        failure = tool.exception()
+        if tool.cancelled() and self._stopped:
+            return "stop", messages.StopTask(task_ref=self.ref, command_id=command_id)
+        failure = asyncio.CancelledError() if tool.cancelled() else tool.exception()
         if isinstance(failure, MCPError):
-            error = RpcError(code=failure.error.code, message=failure.error.message, data=failure.error.data)
-            await self._say("fail", messages.FailTask(task_ref=self.ref, command_id=command_id, error=error))
-            return
+            error = msgspec.convert(failure.error.model_dump(mode="json", exclude_none=True), RpcError)
+            return "fail", messages.FailTask(task_ref=self.ref, command_id=command_id, error=error)
         result = tool.result() if failure is None else self._tool_error(failure)
-        done = messages.CompleteTask(
+        return "complete", messages.CompleteTask(
             task_ref=self.ref,
             command_id=command_id,
             result=result.model_dump(by_alias=True, mode="json", exclude_none=True),
             is_error=bool(result.is_error),
         )
-        try:
-            await self._say("complete", done)
-        except TasktrailError as refused:
-            if refused.retriable:
-                raise
-            error = RpcError(code=INTERNAL_ERROR, message=f"the result could not be recorded: {refused.message}")
-            failed = messages.FailTask(task_ref=self.ref, command_id=_command_id(), error=error)
-            await self._say("fail", failed)
 
     def _tool_error(self, failure: BaseException) -> CallToolResult:
         """A tool's exception as the result a synchronous call would have given."""
         if not isinstance(failure, ToolError) or isinstance(failure, UnexpectedToolError):
             _log.error("tool %r raised an unexpected exception", self._params.name, exc_info=failure)
-        return CallToolResult(content=[TextContent(type="text", text=str(failure))], is_error=True)
+        text = str(failure) if isinstance(failure, ToolError) else f"Error executing tool {self._params.name}"
+        return CallToolResult(content=[TextContent(type="text", text=text)], is_error=True)
 
     async def _say(self, action: str, said: messages.Said) -> WorkView:
         view: WorkView = await patiently(self._link, action, said, until_ms=self._until_ms, now_ms=now_ms)

@@ -1,9 +1,9 @@
 """The auditor: the trail into the audit store.
 
 Guarantees: every message of the stream is read once, in order, from the store's own position, whatever dies meanwhile:
-position and rows are one transaction. A stream that was replaced or cut is refused, never mixed in. A lost connection, a
-restarted broker and an election are got over; what cannot be is in `failed`, and `ended` says so. Nothing of the trail
-is changed, and memory is bounded. DuckDB is called in a thread.
+position and rows are one transaction. A stream that was replaced or cut is refused, never mixed in. A lost connection,
+a restarted broker and an election are got over; what cannot be is in `failed`, and `ended` says so. Nothing of the
+trail is changed, and memory is bounded. DuckDB is called in a thread.
 
 Needs the stream TRAIL and the right to read it: `$JS.API.STREAM.INFO.TRAIL`, `$JS.API.CONSUMER.CREATE.TRAIL.auditor-*`,
 `.MSG.NEXT.` and `.DELETE.` of the same.
@@ -160,7 +160,7 @@ class Auditor:
         try:
             await self._follow()
         except Exception as error:  # noqa: BLE001 - whatever it is, somebody must hear of it
-            _log.error("the auditor ended at %d: %s", self.position, error)  # noqa: TRY400 - `ended` carries the traceback
+            _log.error("the auditor ended at %d: %s", self.position, error)
             self.failed = error
             self.ended.set_exception(error)
             self._moved.set()
@@ -168,22 +168,23 @@ class Auditor:
     async def _follow(self) -> None:
         """Read for ever, over whatever passes."""
         lost_since: float | None = None
+        told = ""
         while True:
             before = self.position
             try:
                 if lost_since is not None:
                     await self._bind()
                 async with self._flow() as flow:
+                    lost_since = None
                     while True:
                         await self._append(await flow.take())
-                        lost_since = None
             except (_Lost, NatsError, StreamCut, TimeoutError, OSError) as error:
                 now = self._loop().time()
-                lost_since = now if lost_since is None or self.position > before else lost_since
+                lost_since = now if lost_since is None else lost_since
                 self._give_up(error, now - lost_since)
-                _log.warning(
-                    "the trail is read anew from %d: %s", self.position + 1, str(error) or type(error).__name__
-                )
+                said, told = told, str(error) or type(error).__name__
+                if told != said or self.position > before:
+                    _log.warning("the trail is read anew from %d: %s", self.position + 1, told)
                 await asyncio.sleep(PAUSE_S)
 
     def _give_up(self, error: Exception, lost_s: float) -> None:
@@ -200,7 +201,7 @@ class Auditor:
 
     @asynccontextmanager
     async def _flow(self) -> AsyncGenerator["_Flow"]:
-        """The messages after the store's position, by a consumer of our own that the server forgets when we do not ask."""
+        """The messages after the store's position, by a consumer which the server forgets when we are gone."""
         name = f"auditor-{secrets.token_hex(6)}"
         config = api.ConsumerConfig(
             name=name,
@@ -273,8 +274,8 @@ class _Flow:
         while not self._arrived:
             if self._lost:
                 raise _Lost(self._lost)
-            await self._ask()
             self._heard.clear()
+            await self._ask()
             try:
                 await asyncio.wait_for(self._heard.wait(), SILENCE_S)
             except TimeoutError:
@@ -322,7 +323,7 @@ class _Flow:
             self._full.set()
 
     def _told(self, headers: dict[str, str]) -> None:
-        """A status instead of a message: a heartbeat, the end of a request with what it leaves, or the end of it all."""
+        """A status instead of a message: a heartbeat, the end of a request and what it leaves, or the end of it all."""
         left = headers.get("Nats-Pending-Messages", "")
         if left.isdecimal():
             self._asked -= int(left)

@@ -6,13 +6,13 @@ Guarantees: needs nats-py and msgspec only; credentials are never shown by `repr
     nc = await connection.connect(name="reports")
 """
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
-import nats
 from nats.aio.client import Client
 
 from tasktrail.events.errors import InvalidRequest
@@ -47,12 +47,10 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
         servers: list[str] = []
         user = password = ""
         for part in text.split(","):
-            url = urlsplit(part.strip())
-            if url.scheme not in {"nats", "tls", "ws", "wss"} or not url.hostname:
-                message = f"{part.strip()!r} is no NATS URL; write nats://host:4222, several separated by commas"
-                raise InvalidRequest(message)
-            user, password = unquote(url.username or user), unquote(url.password or password)
-            host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+            url = _nats_url(part.strip())
+            user = unquote(url.username) if url.username else user
+            password = unquote(url.password) if url.password else password
+            host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
             servers.append(f"{url.scheme}://{host}:{url.port or 4222}")
         return cls(servers=servers, user=user, password=password, credentials=str(credentials or ""))
 
@@ -71,7 +69,7 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
         """Connect, and keep reconnecting when the connection is lost later.
 
         Raises:
-            OSError, nats.errors.Error: none of the servers answers now.
+            TimeoutError: none of the servers took us within `CONNECT_S`; the message says what was seen last.
         """
         options: dict[str, Any] = {}
         if self.user:
@@ -81,16 +79,44 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
         if self.inbox_prefix:
             options["inbox_prefix"] = self.inbox_prefix
 
-        async def complain(error: Exception) -> None:
-            _log.warning("NATS: %s", str(error) or type(error).__name__)
+        seen = "no answer"
 
-        return await nats.connect(
-            self.servers,
-            name=name,
-            connect_timeout=CONNECT_S,
-            allow_reconnect=True,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=self.reconnect_wait_s,
-            error_cb=complain,
-            **options,
-        )
+        async def complain(error: Exception) -> None:
+            nonlocal seen
+            seen = str(error) or type(error).__name__
+            _log.warning("NATS: %s", seen)
+
+        nc = Client()
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await nc.connect(
+                    self.servers,
+                    name=name,
+                    connect_timeout=CONNECT_S,  # type: ignore[arg-type]  # nats-py takes fractions of a second
+                    allow_reconnect=True,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=self.reconnect_wait_s,  # type: ignore[arg-type]  # as above
+                    error_cb=complain,
+                    **options,
+                )
+        except TimeoutError:
+            await nc.close()
+            message = f"no NATS server took us within {CONNECT_S:g} s at {', '.join(self.servers)}: {seen}"
+            raise TimeoutError(message) from None
+        except BaseException:
+            await nc.close()
+            raise
+        return nc
+
+
+def _nats_url(text: str) -> SplitResult:
+    url = urlsplit(text)
+    try:
+        fits = url.scheme in {"nats", "tls", "ws", "wss"} and bool(url.hostname) and url.port != 0
+    except ValueError:
+        fits = False
+    if not fits:
+        shown = f"{url.scheme}://…" if url.scheme else "a text without a scheme"
+        message = f"{shown} is no NATS URL; write nats://host:4222, several separated by commas"
+        raise InvalidRequest(message)
+    return url

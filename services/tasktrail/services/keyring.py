@@ -10,10 +10,12 @@ missing file is an error and never a silent new key; a key readable by others is
 """
 
 import base64
+import contextlib
 import hashlib
 import os
 import re
 import stat
+import tempfile
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -132,14 +134,22 @@ class Keyring:
 
 
 def _write_once(path: Path, raw: bytes) -> None:
+    """The key in a file that is whole and on disk as soon as it is there; an existing one is left as it is."""
+    descriptor, fresh = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)  # mode 0600
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(raw.hex().encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(raw.hex().encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(fresh, path)
+    finally:
+        Path(fresh).unlink()
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _read(path: Path) -> bytes:

@@ -1,8 +1,9 @@
 """The projector: from the trail to the bucket of current states.
 
 Guarantees: a state in the bucket never goes back in sequence, with one projector or several; the bucket may be deleted
-at any time and comes back, equal; polls never depend on it (see `states`). Its position is kept in the bucket itself.
-Needs the streams of `trail`.
+at any time and comes back, equal; polls never depend on it (see `states`). Its position is kept in the bucket itself
+and moves over entries that are in the bucket only: each start reads on from there by a consumer of its own. An entry
+that is none, or does not continue its task, is left out and told in the log. Needs the streams of `trail`.
 
     projector = Projector(js, states, bus, observe)
     await projector.start()
@@ -10,7 +11,9 @@ Needs the streams of `trail`.
 """
 
 import asyncio
+import contextlib
 import logging
+import secrets
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -23,9 +26,9 @@ from nats.js import JetStreamContext, api
 from nats.js.errors import APIError, NotFoundError
 
 from tasktrail.events import entry as entries
-from tasktrail.events.entry import EXPECTED
-from tasktrail.events.errors import TasktrailError
-from tasktrail.events.subjects import CURRENT, GENERATION, TRAIL, kind_of
+from tasktrail.events.entry import EXPECTED, Entry
+from tasktrail.events.errors import ChainBroken, TasktrailError
+from tasktrail.events.subjects import CURRENT, GENERATION, TRAIL, is_task_ref, kind_of, task_subject
 from tasktrail.projections import current
 from tasktrail.projections.current import State
 from tasktrail.services import trail
@@ -35,10 +38,10 @@ from tasktrail.services.states import States
 
 _log = logging.getLogger(__name__)
 
-DURABLE = "projector"
 BATCH = 500
 BATCH_WAIT_S = 0.05
-PENDING_MAX = 20_000
+INACTIVE_S = 60.0
+"""How long the server keeps the consumer of a projector that asks no more."""
 REVISIONS_KEPT = 100_000
 WATCH_S = 1.0
 STUCK_AFTER_S = 5.0
@@ -64,21 +67,24 @@ class Projector:
         self._observe = observe or (lambda _state: None)
         self._revisions: OrderedDict[str, int] = OrderedDict()
         self._stream = ""
+        self._consumer = f"projector-{secrets.token_hex(6)}"
+        self._delivered = 0
+        self._astray = False
         self._watch: asyncio.Task[None] | None = None
         self.position = 0
         self.target = 0
         self.last = 0
         self.failure = ""
-        subscriber = bus.subscriber(
+        self._subscriber = bus.subscriber(
             f"trail.{GENERATION}.>",
             stream=JStream(TRAIL, declare=False),
-            durable=DURABLE,
+            durable=self._consumer,
             pull_sub=PullSub(BATCH, timeout=BATCH_WAIT_S, batch=True),
             ack_policy=AckPolicy.MANUAL,
-            config=_consumer(1),
+            config=_consumer(self._consumer, 1),
             codec=RAW,
         )
-        subscriber(self._project)
+        self._subscriber(self._project)
 
     @property
     def behind(self) -> int:
@@ -113,23 +119,17 @@ class Projector:
             found = msgspec.json.decode(message.data or b"", type=_Position)
         except (NotFoundError, msgspec.DecodeError):
             return 0
-        return found.seq if found.stream == self._stream and found.seq <= self.target else 0
+        return found.seq if found.stream == self._stream and found.seq <= self.last else 0
 
     async def _place_consumer(self) -> None:
-        """A consumer that has acknowledged more than the bucket holds would skip entries: make it anew."""
-        try:
-            info = await self._js.consumer_info(TRAIL, DURABLE)
-        except NotFoundError:
-            info = None
-        floor = info.ack_floor.stream_seq if info and info.ack_floor else 0
-        if info is not None and floor > self.position:
-            await self._js.delete_consumer(TRAIL, DURABLE)
-            info = None
-        if info is None:
-            await self._js.add_consumer(TRAIL, _consumer(self.position + 1))
+        """A new consumer that begins where the bucket ends: an old one may have delivered what was never projected."""
+        with contextlib.suppress(NotFoundError):
+            await self._js.delete_consumer(TRAIL, self._consumer)
+        self._delivered = 0
+        await self._js.add_consumer(TRAIL, _consumer(self._consumer, self.position + 1))
 
     async def _watch_over(self) -> None:
-        """Look at the trail's end; a subscription that stopped without a word is begun again."""
+        """Look at the trail's end and at the bucket; what stopped without a word, or went astray, is begun again."""
         still_s, seen = 0.0, self.position
         while True:
             await asyncio.sleep(WATCH_S)
@@ -137,29 +137,39 @@ class Projector:
                 self.last = (await self._js.stream_info(TRAIL)).state.last_seq
                 still_s = 0.0 if self.position >= self.last or self.position > seen else still_s + WATCH_S
                 seen = self.position
-                if still_s >= STUCK_AFTER_S:
+                if self._astray or still_s >= STUCK_AFTER_S or not await self._has_bucket():
                     _log.warning("the projector stands at %d of %d: beginning again", self.position, self.last)
                     still_s = 0.0
                     await self._begin_again()
             except (NatsError, APIError, OSError) as error:
                 _log.warning("the projector cannot look at the trail: %s", str(error) or type(error).__name__)
 
+    async def _has_bucket(self) -> bool:
+        try:
+            await self._js.stream_info(trail.KV_STREAM)
+        except NotFoundError:
+            return False
+        return True
+
     async def _begin_again(self) -> None:
+        self._astray = True  # so that a batch under way ends, before the bucket's position is read
+        await self._subscriber.stop()
         await trail.create(self._js, only=frozenset({trail.KV_STREAM}))
         self._revisions.clear()
         self.position = await self._stored_position()
-        for subscriber in self._bus.subscribers:
-            await subscriber.stop()
         await self._place_consumer()
-        for subscriber in self._bus.subscribers:
-            await subscriber.start()
+        self._astray = False
+        await self._subscriber.start()
 
     async def _project(self, msg: NatsMessage) -> None:
-        """Take one batch, however long it takes: acknowledging a later one would acknowledge this one with it."""
+        """Take one batch, however long it takes, if it begins where the last one taken ended."""
         batch = msg.raw_message
         messages = batch if isinstance(batch, list) else [batch]
+        first, last = (one.metadata.sequence.consumer for one in (messages[0], messages[-1]))
+        if first != self._delivered + 1 or last - first + 1 != len(messages):
+            self._astray = True
         pause_s = RETRY_FIRST_S
-        while True:
+        while not self._astray:
             try:
                 await self._take(messages)
             except (NatsError, APIError, OSError) as error:
@@ -169,10 +179,11 @@ class Projector:
                 pause_s = min(2 * pause_s, RETRY_MAX_S)
             else:
                 self.failure = ""
+                self._delivered = last
                 return
 
     async def _take(self, messages: list[Msg]) -> None:
-        """The last state of each task that the batch touches goes to the bucket, then the position, then the ack."""
+        """The last state of each task that the batch touches goes to the bucket, then the position."""
         touched: dict[str, State] = {}
         for message in messages:
             state = await self._advanced(message.subject, message.data, message.metadata.sequence.stream, touched)
@@ -182,7 +193,6 @@ class Projector:
         last = messages[-1].metadata.sequence.stream
         position = msgspec.json.encode(_Position(stream=self._stream, seq=last))
         await self._js.publish(f"$KV.{CURRENT}.{_POSITION}", position)
-        await messages[-1].ack()
         self.position = max(self.position, last)
         self.last = max(self.last, last)
 
@@ -193,6 +203,7 @@ class Projector:
         try:
             entry = entries.decode(body)
             ref = entry.task_ref
+            _check_place(subject, entry)
             known = touched.get(ref) or self._states.kept(ref)
             if known is None or known.stream_seq < stream_seq:
                 if entry.task_seq == (known.task.seq + 1 if known else 1):
@@ -201,6 +212,11 @@ class Projector:
                     known = await self._states.of(entry.tenant, ref)
         except TasktrailError as error:
             _log.error("entry at %d of %s is left out of the current states: %s", stream_seq, TRAIL, error.message)
+            return None
+        except (NatsError, OSError):
+            raise
+        except Exception:  # noqa: BLE001 - whatever is wrong with one entry, the others go on
+            _log.exception("entry at %d of %s is left out of the current states", stream_seq, TRAIL)
             return None
         if known is not None:
             self._states.remember(known)
@@ -241,13 +257,19 @@ class Projector:
             self._revisions.popitem(last=False)
 
 
-def _consumer(start: int) -> api.ConsumerConfig:
+def _check_place(subject: str, entry: Entry) -> None:
+    """Raise ChainBroken when an entry stands on the subject of another task than its own."""
+    if not is_task_ref(entry.task_ref) or subject != task_subject(entry.tenant, entry.task_ref):
+        message = f"an entry of task {entry.task_ref!r:.80} stands on {subject}"
+        raise ChainBroken(message)
+
+
+def _consumer(name: str, start: int) -> api.ConsumerConfig:
     return api.ConsumerConfig(
-        durable_name=DURABLE,
+        durable_name=name,
         deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE,
         opt_start_seq=start,
-        ack_policy=api.AckPolicy.ALL,
-        max_ack_pending=PENDING_MAX,
-        ack_wait=10,
+        ack_policy=api.AckPolicy.NONE,
+        inactive_threshold=INACTIVE_S,
         filter_subject=f"trail.{GENERATION}.>",
     )

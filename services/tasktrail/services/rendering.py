@@ -62,9 +62,15 @@ _ASCII = str.maketrans("●»·✗▲○→…—" + _TIMES, "*>.x!o>~-x")
 
 
 def show(console: Console, view: ConsoleRenderable) -> None:
-    """Print `view`; on a terminal that takes no Unicode, with other marks."""
-    unicode = console.encoding.lower().startswith("utf")
-    console.print(view if unicode else _Ascii(view))
+    """Print `view`: with other marks where Unicode is not taken, without padding where it is no terminal."""
+    if not console.encoding.lower().startswith("utf"):
+        view = _Ascii(view)
+    if console.is_terminal:
+        console.print(view)
+        return
+    with console.capture() as captured:
+        console.print(view)
+    console.file.write("\n".join(line.rstrip() for line in captured.get().split("\n")))
 
 
 class _Ascii:
@@ -102,7 +108,7 @@ def _header(timeline: Timeline, now: datetime) -> Table:
     else:
         for name, text in _facts(timeline.task, timeline, now):
             grid.add_row(name, text)
-    grid.add_row("read", Text(f"as of entry {timeline.as_of} of the trail; times are UTC"))
+    grid.add_row("read", Text(f"the trail up to #{timeline.as_of}; times are UTC"))
     for text in _attention(timeline):
         grid.add_row(Text("▲ alert", style="bold red"), text)
     return grid
@@ -125,7 +131,7 @@ def _facts(task: TaskShown, timeline: Timeline, now: datetime) -> Iterator[tuple
     yield "created", Text(f"{day(task.created_at)} {clock(task.created_at)}")
     yield "updated", Text(f"{_on(task.last_updated_at, task)} ({since(task.last_updated_at, start)})")
     yield "handle", Text(_handle(task, now))
-    yield "trail", Text(f"{task.entries} entries, the first is {task.first_seq}, the last {task.last_seq}")
+    yield "trail", Text(f"{task.entries} entries, from #{task.first_seq} to #{task.last_seq}")
 
 
 def _made_by(task: TaskShown, timeline: Timeline) -> str:
@@ -142,7 +148,7 @@ def _handle(task: TaskShown, now: datetime) -> str:
     asked = f" of {_seconds(wished)} asked for" if wished is not None and wished != task.ttl_ms else ""
     lives = f"lives {_seconds(task.ttl_ms)}{asked}"
     if task.expired_at:
-        return f"{lives}; expired {_on(task.expired_at, task)}, opens nothing any more"
+        return f"lived {_seconds(task.ttl_ms)}{asked}; expired {_on(task.expired_at, task)}, opens nothing any more"
     ends = moment(task.expires_at)
     if ends is None:
         return lives
@@ -170,7 +176,8 @@ def _attention(timeline: Timeline) -> Iterator[Text]:
     if timeline.gaps:
         yield Text(f"{_some(len(timeline.gaps), 'gap')}: something may be missing here", style=_LOUD)
     if anomalies := kinds.count(StepKind.ANOMALY):
-        yield Text(f"{_some(anomalies, 'message')} not accepted as entries of this task", style=_LOUD)
+        as_what = "an entry" if anomalies == 1 else "entries"
+        yield Text(f"{_some(anomalies, 'message')} not accepted as {as_what} of this task", style=_LOUD)
     denied = [step for step in timeline.steps if step.kind is StepKind.DENIAL]
     if denied:
         callers = len({(one.who.iss, one.who.sub, one.who.client_id) for one in denied if one.who})
@@ -245,7 +252,7 @@ class _Grid:
         """Something that may be missing."""
         if gap.source == "stream":
             last = gap.stream_seq + gap.sequences - 1
-            where = f"entry {gap.stream_seq}" if gap.sequences == 1 else f"entries {gap.stream_seq} to {last}"
+            where = f"#{gap.stream_seq}" if gap.sequences == 1 else f"#{gap.stream_seq} to #{last}"
         else:
             where = f"{day(gap.since)} {clock(gap.since)} to {clock(gap.until)}"
         body = Text(f"GAP {where}: {printable(gap.what)}", style=_LOUD)
@@ -288,7 +295,11 @@ class TasksView:
         head = _columns("task", "status", "created", "handle")
         yield Text(head + ("tool and creator" if wide else ""), style="bold")
         for task in self._tasks:
-            line = Text(_columns(printable(task.task_ref), printable(task.status), *self._times(task)))
+            line = Text(
+                _columns(printable(task.task_ref), printable(task.status), *self._times(task)),
+                no_wrap=True,
+                overflow="ellipsis",
+            )
             line.stylize(_STATUS.get(task.status, ""), _REF_LENGTH, _REF_LENGTH + _STATUS_LENGTH)
             if wide:
                 yield line.append(_tool_and_creator(task))

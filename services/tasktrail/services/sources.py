@@ -12,9 +12,8 @@ an id. Every failure is one of ours and says what to do.
 import contextlib
 import ipaddress
 from collections.abc import Callable, Generator, Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -22,14 +21,15 @@ import msgspec
 
 from tasktrail.events.errors import InvalidRequest, TasktrailError, Unavailable
 from tasktrail.events.subjects import is_task_ref
-from tasktrail.projections.audit.errors import AuditStoreError, StoreBusy
+from tasktrail.projections.audit.errors import StoreBusy
 from tasktrail.projections.audit.store import AuditStore, TaskFilter
 from tasktrail.projections.audit.timeline import Step, TaskShown, Timeline
 from tasktrail.services import responder
+from tasktrail.services.http.edge import UNAUTHORISED
 from tasktrail.services.http.problems import Problem
+from tasktrail.services.http.surface import NoSuchTask
 from tasktrail.services.http.tailing import BEAT_S
 from tasktrail.services.keyring import Keyring, KeyringError
-from tasktrail.services.responder import ResponderError
 
 ANSWER_WITHIN_S = 30.0
 CONNECT_WITHIN_S = 5.0
@@ -107,7 +107,7 @@ class ServiceSource:
             trust_env=not _is_loopback(parts.hostname),
         )
 
-    def __enter__(self) -> "ServiceSource":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -116,7 +116,8 @@ class ServiceSource:
     def timeline(self, task: str) -> Timeline | None:
         """As the service has it; the reading is recorded."""
         answer = self._ask("POST", "/api/v1/timeline", json={"task": task})
-        return None if answer.status_code == httpx.codes.NOT_FOUND else self._read(answer, Timeline)
+        problem = _problem(answer)
+        return None if problem and problem.reason == NoSuchTask.reason else self._read(answer, Timeline)
 
     def tasks(self, wanted: TaskFilter, most: int) -> Sequence[TaskShown]:
         """As the service has them; the reading is recorded."""
@@ -177,15 +178,22 @@ class ServiceSource:
             raise Unreachable(message) from None
 
     def _refusal(self, answer: httpx.Response) -> TasktrailError:
-        try:
-            problem = msgspec.json.decode(answer.content, type=Problem)
-        except msgspec.DecodeError:
+        problem = _problem(answer)
+        if problem is None:
             return Unreachable(f"what answers at {self._url} is no tasktrail: it says {answer.status_code}")
-        if answer.status_code == httpx.codes.UNAUTHORIZED:
-            return Refused(
-                f"the service at {self._url} has another responder token: name its data directory with --data"
-            )
+        if problem.reason == UNAUTHORISED:
+            return Refused(f"the service at {self._url} has another responder token; name its data directory (--data)")
         return Unreachable(problem.detail) if answer.is_server_error else Refused(problem.detail)
+
+
+def _problem(answer: httpx.Response) -> Problem | None:
+    """What a refusal says; None when it is none, or not one of ours."""
+    if answer.is_success:
+        return None
+    try:
+        return msgspec.json.decode(answer.content, type=Problem)
+    except msgspec.DecodeError:
+        return None
 
 
 def _is_loopback(host: str) -> bool:
@@ -232,15 +240,23 @@ class StoreSource:
 
     def tail(self, since: int | None) -> Iterator[Step]:
         """A stopped service records nothing."""
-        message = f"no service runs on {self._data}, so nothing is recorded; start it: tasktrail up --data {self._data}"
+        after = "" if since is None else f" after {since}"
+        message = (
+            f"nothing is recorded{after}: no service runs on {self._data}; start it: tasktrail up --data {self._data}"
+        )
         raise Unreachable(message)
 
 
 @contextlib.contextmanager
 def _open_store(data: Path) -> Generator[StoreSource]:
-    path = data / import_module("tasktrail.services.service").AUDIT_FILE
+    from tasktrail.services.service import AUDIT_FILE  # noqa: PLC0415 - the whole service; half a second
+
+    path = data / AUDIT_FILE
     if not path.exists():
-        message = f"no tasktrail data in {data}; start one with: tasktrail up --data {data}"
+        if Keyring.exists(data):
+            message = f"the audit store {path} is not there; the service rebuilds it: tasktrail up --data {data}"
+        else:
+            message = f"no tasktrail data in {data}; start one with: tasktrail up --data {data}"
         raise NoTrail(message)
     try:
         store = AuditStore.open(path, read_only=True)
@@ -251,14 +267,3 @@ def _open_store(data: Path) -> Generator[StoreSource]:
         yield StoreSource(store, lambda: Keyring.open(data), data)
     finally:
         store.close()
-
-
-__all__ = [
-    "AuditStoreError",
-    "NoTrail",
-    "Refused",
-    "ResponderError",
-    "Source",
-    "Unreachable",
-    "open_source",
-]

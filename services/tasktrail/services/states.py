@@ -9,14 +9,16 @@ is repeated at the leader.
     state = await states.of(tenant, ref)
 """
 
+import asyncio
 from collections import OrderedDict
 
 import msgspec
 from nats.aio.client import Client
+from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeout
 from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import NotFoundError
 
 from tasktrail.events import entry as entries
 from tasktrail.events.errors import ChainBroken
@@ -28,8 +30,8 @@ BATCH = 512
 """Entries fetched in one request when a state is folded."""
 
 _DIRECT = f"$JS.API.DIRECT.GET.{TRAIL}"
-_END = "204"
-_READ_S = 2.0
+_NO_MESSAGE = 10037
+_READ_S = 1.0
 
 
 class States:
@@ -57,55 +59,65 @@ class States:
     async def by_handle(self, ref: str) -> State | None:
         """The state of the task with this reference, in whichever tenant; None when there is none.
 
-        The same requests are made whether or not the task exists or is remembered.
+        The same requests are made whether or not the task exists or is remembered: for the last entry, for the bucket's
+        state, and for entries. Only a long task that the bucket lacks, too, takes more of the last kind.
+
+        Raises:
+            nats.errors.Error, TimeoutError: the trail does not answer.
+            ChainBroken, MalformedEntry: it does not hold.
         """
-        return await self._read(any_tenant_subject(ref), ref)
+        subject = any_tenant_subject(ref)
+        last, stored = await self._last(subject), await self._stored(ref)
+        if last is None:
+            await self._batch(subject, 1, 1)
+            return None
+        base = _nearest(last, self._cache.get(ref), stored)
+        if base is not None and base.stream_seq == last.seq:
+            await self._batch(subject, base.stream_seq, 1)
+            state = base
+        else:
+            state = await self._fold(base, last)
+        self.remember(state)
+        return state
 
     async def of(self, tenant: str, ref: str) -> State | None:
-        """The state of a task whose tenant is known; None when there is none."""
-        return await self._read(task_subject(tenant, ref), ref)
-
-    async def _read(self, subject: str, ref: str) -> State | None:
-        try:
-            last = await self._js.get_last_msg(TRAIL, subject)
-        except NotFoundError:
+        """The state of a task whose tenant is known; None when there is none. Raises as `by_handle`."""
+        last = await self._last(task_subject(tenant, ref))
+        if last is None:
             return None
         known = self._cache.get(ref)
         if known is not None and known.stream_seq == last.seq:
             self._cache.move_to_end(ref)
             return known
-        state = await self._catch_up(known, last, ref)
+        state = _followed(known, last)
+        if state is None:
+            base = _nearest(last, known, await self._stored(ref))
+            state = base if base is not None and base.stream_seq == last.seq else await self._fold(base, last)
         self.remember(state)
         return state
 
-    async def _catch_up(self, known: State | None, last: RawStreamMsg, ref: str) -> State:
-        """Fold up to the leader's last entry, from the nearest state there is."""
-        body = last.data or b""
-        entry = entries.decode(body)
-        leaf = entries.leaf_hash(body)
-        base = known if known is not None and known.task.seq < entry.task_seq else None
-        if entry.task_seq == (base.task.seq + 1 if base else 1):
-            return current.advance(base, entry, leaf, _seq(last))
-        stored = await self._stored(ref)
-        if (
-            stored is not None
-            and stored.task.seq <= entry.task_seq
-            and (base is None or stored.task.seq > base.task.seq)
-        ):
-            base = stored
-        if base is not None and base.stream_seq == last.seq:
-            return base
-        return await self._fold(base, last, entry.task_seq)
+    async def _last(self, subject: str) -> RawStreamMsg | None:
+        """The last entry of a subject, from the leader."""
+        try:
+            async with asyncio.timeout(_READ_S):
+                return await self._js.get_last_msg(TRAIL, subject)
+        except NotFoundError as error:
+            if error.err_code != _NO_MESSAGE:
+                raise  # the stream itself is missing: that says nothing of the task
+            return None
 
     async def _stored(self, ref: str) -> State | None:
-        """What the bucket holds; None when it holds nothing usable."""
+        """What the bucket holds; None when it holds nothing usable, or is not there."""
         try:
-            message = await self._js.get_last_msg(f"KV_{CURRENT}", f"$KV.{CURRENT}.{ref}", direct=True)
-        except (NotFoundError, APIError, NatsTimeout):
+            async with asyncio.timeout(_READ_S):
+                message = await self._js.get_last_msg(f"KV_{CURRENT}", f"$KV.{CURRENT}.{ref}", direct=True)
+        except (NatsError, TimeoutError):
             return None
         return current.decode(message.data) if message.data else None
 
-    async def _fold(self, base: State | None, last: RawStreamMsg, task_seq: int) -> State:
+    async def _fold(self, base: State | None, last: RawStreamMsg) -> State:
+        """The state as of the leader's last entry, from the nearest one there is."""
+        task_seq = entries.decode(last.data or b"").task_seq
         subject = last.subject or ""
         state = base
         while state is None or state.task.seq < task_seq:
@@ -125,7 +137,8 @@ class States:
 
     async def _next(self, subject: str, start: int) -> tuple[bytes, int]:
         """The first entry of the subject at or after `start`, from the leader."""
-        message = await self._js.get_msg(TRAIL, seq=start, subject=subject, next=True)
+        async with asyncio.timeout(_READ_S):
+            message = await self._js.get_msg(TRAIL, seq=start, subject=subject, next=True)
         return message.data or b"", _seq(message)
 
     async def _batch(self, subject: str, start: int, count: int) -> list[tuple[bytes, int]]:
@@ -147,6 +160,22 @@ class States:
         finally:
             await subscription.unsubscribe()
         return found
+
+
+def _followed(known: State | None, last: RawStreamMsg) -> State | None:
+    """The state after the last entry when it is the very next one after what is known; None when it is not."""
+    body = last.data or b""
+    entry = entries.decode(body)
+    if entry.task_seq != (known.task.seq + 1 if known else 1):
+        return None
+    return current.advance(known, entry, entries.leaf_hash(body), _seq(last))
+
+
+def _nearest(last: RawStreamMsg, *held: State | None) -> State | None:
+    """The latest of these states that is not after the last entry; one that claims to be as of it must be so."""
+    at, leaf = _seq(last), entries.leaf_hash(last.data or b"")
+    fits = [one for one in held if one and (one.stream_seq < at or (one.stream_seq == at and one.task.leaf == leaf))]
+    return max(fits, key=lambda one: one.stream_seq, default=None)
 
 
 def _seq(message: RawStreamMsg) -> int:

@@ -92,6 +92,8 @@ def who(one: Who | None) -> str:
 
 def _subject(one: Who, *, short: bool = False) -> str:
     if one.trigger != "caller" and one.iss == "tasktrail" and one.sub:
+        if one.trigger == "responder":
+            return "the holder of the responder token"
         kind, _, name = one.sub.partition(":")
         return f"MCP server {printable(name)}" if kind == "server" and name else f"tasktrail's {printable(one.sub)}"
     if one.kind == "anonymous":

@@ -14,7 +14,7 @@ import http.client
 import os
 import signal
 import subprocess
-import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -35,13 +35,6 @@ READY_WITHIN_S = 60.0
 GONE_WITHIN_S = 30.0
 _POLL_S = 0.01
 _SERVICE_FILE = "service.json"
-_START = """
-import os, sys
-from pathlib import Path
-from tasktrail.services.settings import load
-from tasktrail.services.up import run
-sys.exit(run(load(os.environ, data=Path(sys.argv[1]), port=0, nats_url=sys.argv[2] or None)))
-"""
 
 
 def wait_for(what: str, look: Callable[[], T], within_s: float = GONE_WITHIN_S) -> T:
@@ -67,13 +60,18 @@ def is_gone(pid: int) -> bool:
     return state.split()[0] == "Z"
 
 
-class UpProcess:
-    """`tasktrail up` on `data`, on free ports. `environment` is added to ours."""
+def tasktrail() -> Path:
+    """The command as it is installed."""
+    return Path(sysconfig.get_path("scripts")) / "tasktrail"
 
-    def __init__(self, data: Path, *, nats_url: str = "", environment: Mapping[str, str] | None = None) -> None:
+
+class UpProcess:
+    """`tasktrail up` on `data`, on free ports, with further `options`. `environment` is added to ours."""
+
+    def __init__(self, data: Path, *options: str, environment: Mapping[str, str] | None = None) -> None:
         self.data = data
         self.log = data.with_name(f"{data.name}.log")
-        self._nats_url = nats_url
+        self._options = options
         self._environment = {**os.environ, **(environment or {})}
         self._child: subprocess.Popen[bytes] | None = None
         self._brokers: set[int] = set()
@@ -93,8 +91,8 @@ class UpProcess:
     def spawn(self) -> "subprocess.Popen[bytes]":
         """Start the process and wait for nothing: for a start that is to be refused."""
         with self.log.open("ab") as sink:
-            self._child = subprocess.Popen(  # noqa: S603 - this environment's own Python and package
-                [sys.executable, "-c", _START, str(self.data), self._nats_url],
+            self._child = subprocess.Popen(  # noqa: S603 - this environment's own command
+                [tasktrail(), "up", "--data", self.data, "--port", "0", *self._options],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=sink,

@@ -1,9 +1,9 @@
 """Trails for tests: entries made by `decide` and chained as the Ledger chains them, without a broker.
 
-    trail = Trail()
-    ref = trail.create(tool="transfer")
-    trail.command(ref, CompleteTask(id="c", result=trail.sealed("result")))
-    store.append(trail.messages)
+trail = Trail()
+ref = trail.create(tool="transfer")
+trail.command(ref, CompleteTask(id="c", result=trail.sealed("result")))
+store.append(trail.messages)
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Whether an answer to a request for input is one: its shape, and the schema it was asked with.
 
-Guarantees: pure; a schema that cannot be compiled refuses nothing it did not ask for but says so; values never appear
-in a fault. Sources: SEP-2663 (`inputResponses`), MCP 2026-07-28 (`ElicitResult`, `CreateMessageResult`,
-`ListRootsResult`).
+Guarantees: pure: no reference in a schema is ever fetched; a schema that cannot be used (no JSON Schema, a reference to
+elsewhere) refuses what would have to satisfy it, and says so; values never appear in a fault. Sources: SEP-2663
+(`inputResponses`), MCP 2026-07-28 (`ElicitResult`, `CreateMessageResult`, `ListRootsResult`).
 
     fault("elicitation/create", params, {"action": "accept", "content": {"name": "Luca"}})  ->  ""
 """
@@ -12,12 +12,15 @@ from typing import Any, cast
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, ValidationError
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 ELICITATION = "elicitation/create"
 SAMPLING = "sampling/createMessage"
 ROOTS = "roots/list"
 METHODS = frozenset({ELICITATION, SAMPLING, ROOTS})
 
+_NOTHING_ELSE: Registry[Any] = Registry()
 _ACTIONS = ("accept", "decline", "cancel")
 
 
@@ -25,7 +28,7 @@ def action(method: str, answer: object) -> str:
     """What the client said: the elicitation's action, `result` for the other methods."""
     if method == ELICITATION and isinstance(answer, Mapping):
         said = cast("Mapping[str, object]", answer).get("action")
-        return said if said in _ACTIONS and isinstance(said, str) else ""
+        return said if isinstance(said, str) and said in _ACTIONS else ""
     return "result"
 
 
@@ -46,7 +49,7 @@ def fault(method: str, params: object, answer: object) -> str:
 def _elicitation(params: object, given: Mapping[str, Any]) -> str:
     if given.get("action") not in _ACTIONS:
         return "`action` is none of accept, decline, cancel"
-    asked = cast("Mapping[str, Any]", params) if isinstance(params, Mapping) else {}
+    asked: Mapping[str, Any] = cast("Mapping[str, Any]", params) if isinstance(params, Mapping) else {}
     schema = asked.get("requestedSchema")
     form = asked.get("mode", "form") == "form" and isinstance(schema, Mapping)
     if given["action"] != "accept" or not form:
@@ -57,11 +60,13 @@ def _elicitation(params: object, given: Mapping[str, Any]) -> str:
 def _content(schema: Mapping[str, Any], content: object) -> str:
     if not isinstance(content, Mapping):
         return "`content` is not an object"
+    given = cast("Mapping[str, Any]", content)
     try:
         Draft202012Validator.check_schema(schema)
-        error = next(iter(Draft202012Validator(schema).iter_errors(content)), None)
-    except (SchemaError, RecursionError):
-        return "its request carries a schema that is not JSON Schema"
+        validator: Any = Draft202012Validator(schema, registry=_NOTHING_ELSE)
+        error: ValidationError | None = next(iter(validator.iter_errors(given)), None)
+    except (SchemaError, Unresolvable, RecursionError):
+        return "its request carries a schema that cannot be used"
     return _told(error) if error else ""
 
 

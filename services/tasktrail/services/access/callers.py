@@ -1,9 +1,9 @@
 """From what an adapter says of its caller to a recorded authority, each fact at the level it deserves.
 
 Guarantees: only this module assigns levels; what a connected adapter says is `asserted` at most; `verified` needs a
-token that tasktrail's own verifier checked in this process; an anonymous caller is `claimed`. The tenant comes from the
-settings, never from the request. Text that is not of its documented form (addresses, trace parents, request ids) is
-left out rather than recorded.
+token that tasktrail's own verifier checked in this process; an anonymous caller is `claimed`, and what it says of
+itself never decides. The tenant comes from the settings, never from the request. Text that is not of its documented
+form (addresses, trace parents, request ids, token digests) is left out rather than recorded.
 
     authority = caller_authority(caller, call, channel, settings)
 """
@@ -32,6 +32,7 @@ from tasktrail.services.settings import Settings
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _RPC_ID = re.compile(r"-?\d{1,20}|sha256:[0-9a-f]{16}")
+_TOKEN_HASH = re.compile(r"[A-Za-z0-9_-]{43}")
 _FORWARDED_MAX = 8
 
 
@@ -52,26 +53,31 @@ def caller_authority(caller: Caller, call: Call, channel: Channel, settings: Set
         principal=Principal(iss=caller.iss, sub=caller.sub, kind=_kind(caller), level=level),
         client=Client(client_id=caller.client_id, level=level) if caller.client_id else None,
         actors=tuple(Actor(sub=actor.sub, iss=actor.iss, level=level) for actor in caller.actors),
-        credential=_credential(caller.credential, level),
+        credential=_credential(_presented(caller), level),
         request=request(call, channel),
     )
     return authority, refused
 
 
+def _presented(caller: Caller) -> CredentialFacts | None:
+    """The credential, if one was presented at all; without, the caller is anonymous."""
+    facts = caller.credential
+    return None if facts is None or facts.method is Method.NONE else facts
+
+
 def _level(caller: Caller, channel: Channel) -> Level:
-    if caller.credential is None or caller.credential.method is Method.NONE:
+    facts = _presented(caller)
+    if facts is None:
         return Level.CLAIMED
-    if channel.in_process and caller.credential.verified_by_tasktrail:
-        return Level.VERIFIED
-    return Level.ASSERTED
+    return Level.VERIFIED if channel.in_process and facts.verified_by_tasktrail else Level.ASSERTED
 
 
 def _kind(caller: Caller) -> PrincipalKind:
-    return PrincipalKind.ANONYMOUS if caller.credential is None else caller.kind
+    return caller.kind if _presented(caller) else PrincipalKind.ANONYMOUS
 
 
 def _tenant(caller: Caller, settings: Settings) -> tuple[str, Rule | None]:
-    if caller.credential is None:
+    if _presented(caller) is None:
         return settings.default_tenant, None if settings.anonymous else Rule.ANONYMOUS
     if not settings.tenants:
         return settings.default_tenant, None
@@ -86,7 +92,7 @@ def _credential(facts: CredentialFacts | None, level: Level) -> Credential:
         method=facts.method,
         verification=Verification.OK,
         verified_at_ms=facts.verified_at_ms,
-        token_hash=facts.token_hash,
+        token_hash=facts.token_hash if _TOKEN_HASH.fullmatch(facts.token_hash) else "",
         jti=facts.jti,
         aud=facts.aud,
         scope=facts.scope,

@@ -8,8 +8,6 @@ shown or changed is on the trail first.
 """
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
@@ -150,8 +148,8 @@ class Gate:
             if asked.response is not None:
                 checked.append(decide.Answer(key=name))
                 continue
-            params: Any = await self._payloads.open(state, asked.request)
-            fault = answers.fault(asked.method, params.get("params") if isinstance(params, Mapping) else None, answer)
+            request = msgspec.convert(await self._payloads.open(state, asked.request), InputAsk)
+            fault = answers.fault(asked.method, request.params, answer)
             if fault:
                 faults[name] = fault
                 checked.append(decide.Answer(key=name, fault=fault))
@@ -186,9 +184,11 @@ class Gate:
         ref = self._keyring.ref(said.task_id)
         state = await self._states.by_handle(ref)
         authority, _ = caller_authority(said.caller, said.call, channel, self._settings)
-        if state is not None and not differences(state.task.binding, identity(authority), state.task.binding_mode):
+        mine = identity(authority)
+        if state is not None and not differences(state.task.binding, mine, state.task.binding_mode):
             closed = SubscriptionClosed(at_ms=self._ledger.now(), pushes=said.pushes, reason=said.reason)
-            await self._recorder.note(state, authority, closed)
+            check = BindingCheck(mode=state.task.binding_mode)
+            await self._recorder.note(state, _allowed(authority, state, check, said.call.method, mine), closed)
         return Done()
 
     async def refusal(self, said: messages.ReportRefusal, channel: Channel) -> Done:
@@ -225,12 +225,7 @@ class Gate:
         state = await self._located(ref, mine)
         check, rule = self._judged(handle, state, mine, refused)
         if state is not None and rule is None:
-            allowed = msgspec.structs.replace(
-                authority,
-                created_by=state.task.created_by,
-                binding=check,
-                decision=decision(Rule.SAME_CONTEXT, call.method, state.task.binding, mine),
-            )
+            allowed = _allowed(authority, state, check, call.method, mine)
             return Opened(state=state, authority=allowed, task_id=handle)
         denied = msgspec.structs.replace(authority, binding=check)
         shown_to = state.tenant if state is not None else authority.tenant
@@ -238,9 +233,9 @@ class Gate:
         raise TaskNotFound
 
     async def _located(self, ref: str, mine: Binding) -> State | None:
-        """The state behind a reference. Only the owner's look-up is shortened: time tells a stranger nothing."""
+        """The state behind a reference. Only the owner's look-up, while it opens, is shortened: time tells nothing."""
         known = self._states.kept(ref)
-        if known is not None and not differences(known.task.binding, mine, known.task.binding_mode):
+        if known is not None and self._judged("", known, mine, None)[1] is None:
             return await self._states.of(known.tenant, ref)
         return await self._states.by_handle(ref)
 
@@ -285,6 +280,16 @@ class Gate:
             is_error=task.is_error,
             error=msgspec.convert(error, RpcError) if error is not None else None,
         )
+
+
+def _allowed(authority: Authority, state: State, check: BindingCheck | None, method: str, mine: Binding) -> Authority:
+    """The authority of a step on a task by the identity context that made it."""
+    return msgspec.structs.replace(
+        authority,
+        created_by=state.task.created_by,
+        binding=check,
+        decision=decision(Rule.SAME_CONTEXT, method, state.task.binding, mine),
+    )
 
 
 def _disclosed(task: Task) -> tuple[Commitment, ...]:

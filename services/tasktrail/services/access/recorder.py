@@ -1,8 +1,9 @@
 """Who looked, who was shown what, who was turned away: folded, and on the trail within a second.
 
 Guarantees: the first denial of a run and the first disclosure of a payload to a caller are acknowledged by the trail
-before they are answered; status-only polls and repeats fold, with exact counts, for `fold_ms` at most. A run never
-spans two credentials, addresses, methods, statuses or wire codes. Memory is bounded: older runs are written at once.
+before they, and whatever of their run comes meanwhile, are answered; status-only polls and repeats fold, with exact
+counts, for `fold_ms` at most. A run never spans two credentials, addresses, methods, statuses or wire codes. Memory is
+bounded: older runs are written at once.
 
     await recorder.denied(authority, method, code, rule, ref, tenant)
     recorder.polled(state, authority, method)
@@ -11,7 +12,8 @@ spans two credentials, addresses, methods, statuses or wire codes. Memory is bou
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
 
 import msgspec
 
@@ -39,9 +41,10 @@ class _Polls:
 
 
 class _Shown:
-    """Disclosures of the same payloads to the same caller."""
+    """Disclosures of the same payloads to the same caller by the same method."""
 
     def __init__(self) -> None:
+        self.turn = asyncio.Lock()
         self.nth, self.folded = 0, 0
         self.pending: tuple[State, Authority, str, tuple[Commitment, ...]] | None = None
 
@@ -51,7 +54,8 @@ class _Denials:
 
     def __init__(self, authority: Authority, method: str, code: int) -> None:
         self.authority, self.method, self.code = authority, method, code
-        self.last_ms = 0
+        self.turn = asyncio.Lock()
+        self.last_ms = -QUIET_MS - 1
         self.unwritten: dict[str, _Count] = {}
 
 
@@ -130,27 +134,36 @@ class Recorder:
         self, state: State, authority: Authority, method: str, payloads: tuple[Commitment, ...]
     ) -> None:
         """Payloads are about to be shown: on the trail before this returns when they are shown for the first time."""
-        key = (state.task_ref, _who(authority), tuple(one.sha256 for one in payloads))
+        key = (state.task_ref, _who(authority), method, tuple(one.sha256 for one in payloads))
         shown = self._shown.get(key)
         if shown is None:
             shown = self._shown[key] = _Shown()
-            self._shown.move_to_end(key)
-            await self._trim()
-        shown.nth += 1
-        if shown.nth > 1:
-            shown.folded += 1
-            shown.pending = (state, authority, method, payloads)
-            return
-        try:
-            await self._write_disclosure(state, authority, method, payloads, nth=1, count=1)
-        except TasktrailError:
-            self._shown.pop(key, None)
-            raise
+        self._shown.move_to_end(key)
+        async with shown.turn:
+            if not shown.nth:
+                await self._write_disclosure(state, authority, method, payloads, nth=1, count=1)
+            else:
+                shown.folded += 1
+                shown.pending = (state, authority, method, payloads)
+            shown.nth += 1
+        await self._trim()
 
     async def _trim(self) -> None:
+        """Write the oldest runs now; one that cannot be written stays."""
         while len(self._shown) > RUNS_MAX:
-            _, oldest = self._shown.popitem(last=False)
-            await self._flush_shown(oldest)
+            key, oldest = self._shown.popitem(last=False)
+            try:
+                await self._flush_shown(oldest)
+            finally:
+                if oldest.pending:
+                    self._shown[key] = oldest
+        while len(self._denials) > RUNS_MAX:
+            key, run = self._denials.popitem(last=False)
+            try:
+                await self._flush_denials(run)
+            finally:
+                if run.unwritten:
+                    self._denials[key] = run
 
     async def _write_disclosure(  # noqa: PLR0913 - the fields of the fact
         self, state: State, authority: Authority, method: str, payloads: tuple[Commitment, ...], *, nth: int, count: int
@@ -180,37 +193,38 @@ class Recorder:
         at_ms = self._ledger.now()
         key = (_who(authority), method, code)
         run = self._denials.get(key)
-        begins = run is None or at_ms - run.last_ms > QUIET_MS
         if run is None:
             run = self._denials[key] = _Denials(authority, method, code)
-        run.authority, run.last_ms = authority, at_ms
         self._denials.move_to_end(key)
-        count = run.unwritten.setdefault(shown_to, _Count(at_ms))
-        count.add(rule, ref, at_ms)
-        if begins:
-            try:
-                await self._flush_denials(run)
-            except TasktrailError:
-                run.last_ms = at_ms - QUIET_MS - 1
-                raise
-        while len(self._denials) > RUNS_MAX:
-            _, oldest = self._denials.popitem(last=False)
-            await self._flush_denials(oldest)
+        run.authority = authority
+        run.unwritten.setdefault(shown_to, _Count(at_ms)).add(rule, ref, at_ms)
+        async with run.turn:
+            if at_ms - run.last_ms > QUIET_MS:
+                await self._write_denials(run)
+            run.last_ms = max(run.last_ms, at_ms)
+        await self._trim()
 
     async def flush(self) -> None:
         """Write every folded run; what cannot be written now stays folded and is tried again."""
-        writing = [self._flush_polls(key) for key in list(self._polls)]
-        writing += [self._flush_shown(shown) for shown in list(self._shown.values()) if shown.pending]
-        writing += [self._flush_denials(run) for run in list(self._denials.values()) if run.unwritten]
-        for start in range(0, len(writing), AT_ONCE):
-            for done in await asyncio.gather(*writing[start : start + AT_ONCE], return_exceptions=True):
-                if isinstance(done, TasktrailError):
-                    _log.warning("a folded run stays folded, the trail does not take it: %s", done.reason)
-                elif isinstance(done, BaseException):
-                    raise done
+        writes: list[Callable[[], Awaitable[None]]] = [partial(self._flush_polls, key) for key in list(self._polls)]
+        writes += [partial(self._flush_shown, shown) for shown in list(self._shown.values()) if shown.pending]
+        writes += [partial(self._flush_denials, run) for run in list(self._denials.values()) if run.unwritten]
+        for start in range(0, len(writes), AT_ONCE):
+            now = writes[start : start + AT_ONCE]
+            failed = [
+                done for done in await asyncio.gather(*(write() for write in now), return_exceptions=True) if done
+            ]
+            for error in failed:
+                if not isinstance(error, TasktrailError):
+                    raise error
+            if failed:
+                _log.warning("%d folded runs stay folded, the trail does not take them: %s", len(failed), failed[0])
+                return
 
     async def _flush_polls(self, key: Hashable) -> None:
-        run = self._polls.pop(key)
+        run = self._polls.pop(key, None)
+        if run is None:
+            return
         try:
             await self.note(run.state, run.authority, _poll_event(run, self._ledger.now()))
         except TasktrailError:
@@ -236,6 +250,10 @@ class Recorder:
             raise
 
     async def _flush_denials(self, run: _Denials) -> None:
+        async with run.turn:
+            await self._write_denials(run)
+
+    async def _write_denials(self, run: _Denials) -> None:
         for tenant in list(run.unwritten):
             count = run.unwritten.pop(tenant)
             event = AccessDenied(

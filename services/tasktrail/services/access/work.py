@@ -10,7 +10,7 @@ import msgspec
 
 from tasktrail.events import decide
 from tasktrail.events.authority import Authority, Trigger
-from tasktrail.events.errors import InvalidRequest, NotAuthorised, TaskNotFound
+from tasktrail.events.errors import InvalidRequest, TaskNotFound
 from tasktrail.events.facts import Commitment
 from tasktrail.events.subjects import entry_id
 from tasktrail.events.task import Outcome
@@ -102,7 +102,7 @@ class Work:
         tenant = state.tenant if state else "_"
         rule = Rule.OTHER_SERVER if state else Rule.UNKNOWN
         authority = server_authority(channel, tenant, action)
-        await self._recorder.denied(authority, f"work/{action}", NotAuthorised.code, rule, ref, tenant)
+        await self._recorder.denied(authority, f"work/{action}", TaskNotFound.code, rule, ref, tenant)
         raise TaskNotFound
 
     async def _seal(

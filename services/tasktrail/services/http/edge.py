@@ -27,6 +27,8 @@ Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 PUBLIC = frozenset({"/healthz", "/readyz"})
 CHALLENGE = 'Bearer realm="tasktrail"'
+UNAUTHORISED = "unauthorised"
+"""The reason of the 401."""
 
 _ALWAYS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(:[0-9]{1,5})?")
@@ -106,7 +108,7 @@ class Edge:
             return None
         return problem(
             401,
-            "unauthorised",
+            UNAUTHORISED,
             "send the responder token as `Authorization: Bearer …`; it is in the file responder.token of the data "
             "directory",
         )

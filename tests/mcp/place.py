@@ -1,0 +1,230 @@
+"""A whole installation: an MCP server on an embedded tasktrail, or on one it is connected to, and what the trail says.
+
+    async with opened("connected", tmp_path) as place, place.client("ana") as ana:
+        task = await ana.start("echo", text="hello")
+        await place.trail.of(task["taskId"])
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import nats
+import pytest
+from mcp.server.auth.provider import TokenVerifier
+from mcp.server.auth.settings import AuthSettings
+from nats.aio.client import Client as Nats
+from nats.js import JetStreamContext
+from tasktrail.events import entry as entries
+from tasktrail.events.entry import Entry
+from tasktrail.events.facts import Event
+from tasktrail.events.subjects import TRAIL, kind_of
+from tasktrail.mcp.extension import Tasks
+from tasktrail.mcp.verifier import Issuer, JwtVerifier
+from tasktrail.services.keyring import Keyring
+from tasktrail.services.service import Service
+from tasktrail.services.settings import ENV_PREFIX, load
+from tasktrail.testing.issuer import LocalIssuer
+
+from .client import DECLARED, Client
+from .serving import listening, served, until, url_of
+from .workshop import SUPPORT, Workshop
+
+Mode = Literal["embedded", "connected"]
+Fact = TypeVar("Fact")
+
+
+class Trail:
+    """The trail as whoever holds the service's own login reads it."""
+
+    def __init__(self, nc: Nats, js: JetStreamContext, keyring: Keyring) -> None:
+        self.nc, self.js, self._keyring = nc, js, keyring
+        self._read: list[tuple[str, Entry]] = []
+
+    def ref(self, task_id: str) -> str:
+        """The reference that stands for a task's id."""
+        return self._keyring.ref(task_id)
+
+    async def all(self) -> list[tuple[str, Entry]]:
+        """Every entry with its subject, in order."""
+        last = (await self.js.stream_info(TRAIL)).state.last_seq
+        while len(self._read) < last:
+            message = await self.js.get_msg(TRAIL, len(self._read) + 1)
+            self._read.append((message.subject or "", entries.decode(message.data or b"")))
+        return list(self._read)
+
+    async def of(self, task_id: str, kind: str = "task") -> list[Entry]:
+        """A task's entries of one kind: its own (`task`) or those of who looked (`access`)."""
+        ref = self.ref(task_id)
+        return [entry for subject, entry in await self.all() if entry.task_ref == ref and kind_of(subject) == kind]
+
+    async def names(self, task_id: str) -> list[str]:
+        """What happened to a task, by name."""
+        return [type(event).__name__ for entry in await self.of(task_id) for event in entry.events]
+
+    async def denied(self, ref: str) -> list[Entry]:
+        """The denials in which this reference was claimed."""
+        return [
+            entry
+            for subject, entry in await self.all()
+            if kind_of(subject) == "denied" and any(ref in getattr(event, "refs", ()) for event in entry.events)
+        ]
+
+
+def only(found: list[Entry], fact: type[Fact]) -> Fact:
+    """The one event of this type."""
+    events = [event for entry in found for event in entry.events if isinstance(event, fact)]
+    assert len(events) == 1, f"{len(events)} of {fact.__name__}: {shown(found)}"
+    return events[0]
+
+
+def carrying(found: list[Entry], fact: type[Event]) -> Entry:
+    """The one entry with an event of this type."""
+    holding = [entry for entry in found if any(isinstance(event, fact) for event in entry.events)]
+    assert len(holding) == 1, f"{len(holding)} with {fact}: {shown(found)}"
+    return holding[0]
+
+
+def shown(found: list[Entry]) -> list[list[str]]:
+    """The names of the events, entry by entry."""
+    return [[type(event).__name__ for event in entry.events] for entry in found]
+
+
+class Place:
+    """One installation. Two issuers are known to it: `issuer`, and `other_issuer`, of another tenant."""
+
+    def __init__(  # noqa: PLR0913 - what there is in one
+        self,
+        mode: Mode,
+        data: Path,
+        url: str,
+        workshop: Workshop,
+        issuers: tuple[LocalIssuer, LocalIssuer],
+        trail: Trail,
+    ) -> None:
+        self.mode, self.data, self.url, self.workshop, self.trail = mode, data, url, workshop, trail
+        self.issuer, self.other_issuer = issuers
+        self.service: Service | None = None
+
+    def token(self, sub: str = "ana", client_id: str = "cli", *, issuer: LocalIssuer | None = None) -> str:
+        """A token of this issuer (`issuer` unless given) for this server."""
+        return (issuer or self.issuer).issue(sub, client_id, "tasks", aud=self.url)
+
+    def client(
+        self, sub: str = "ana", client_id: str = "cli", *, capabilities: Mapping[str, Any] = DECLARED
+    ) -> Client:
+        """A client with a fresh token."""
+        return Client(self.url, self.token(sub, client_id), capabilities)
+
+    @contextlib.contextmanager
+    def bench(self) -> Iterator[str]:
+        """A label of its own for a tool that can be held; lets whatever is still held go in the end."""
+        label = os.urandom(8).hex()
+        try:
+            yield label
+        finally:
+            bench = self.workshop.bench(label)
+            bench.go.set()
+            bench.let_go.set()
+
+    def broker_pid(self) -> int:
+        """The process id of the nats-server."""
+        words = (self.data / "nats" / "nats.lock").read_text().split()
+        return int(words[1])
+
+
+@contextlib.contextmanager
+def settings(values: Mapping[str, object]) -> Iterator[None]:
+    """The environment with these settings of the service."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(ENV_PREFIX):
+                patch.delenv(name)
+        for name, value in values.items():
+            patch.setenv(ENV_PREFIX + name.upper(), value if isinstance(value, str) else json.dumps(value))
+        yield
+
+
+@contextlib.asynccontextmanager
+async def running_service(data: Path) -> AsyncGenerator[Service]:
+    """A service on this directory, in this process."""
+    service = Service(load(os.environ, data=data))
+    await service.start()
+    try:
+        yield service
+    finally:
+        await service.stop()
+
+
+@contextlib.asynccontextmanager
+async def reading(data: Path) -> AsyncGenerator[Trail]:
+    """The trail of a running service's directory."""
+    password = json.loads((data / "nats" / "credentials.json").read_text())["tasktrail"]
+    (server,) = json.loads((data / "adapter.json").read_text())["servers"]
+    nc = await nats.connect(
+        server, user="tasktrail", password=password, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_quiet
+    )
+    try:
+        yield Trail(nc, nc.jetstream(), Keyring.open(data))
+    finally:
+        await nc.close()
+
+
+async def _quiet(_error: Exception) -> None:
+    """Some of the tests break the connection on purpose."""
+
+
+@contextlib.asynccontextmanager
+async def opened(  # noqa: PLR0913 - settings of a test's installation, all with defaults
+    mode: Mode,
+    data: Path,
+    *,
+    name: str = "workshop",
+    tools: Mapping[str, Any] = SUPPORT,
+    anonymous: bool = False,
+    verifier: TokenVerifier | None = None,
+    around: Callable[[Tasks, Workshop], Any] | None = None,
+    **values: object,
+) -> AsyncGenerator[Place]:
+    """An installation on the directory `data`; `values` are settings of the service.
+
+    `anonymous` asks no tokens of callers; `verifier` takes the place of the one for the issuers' JWTs; `around` gives
+    the MCP server's lifespan.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        issuers = (stack.enter_context(LocalIssuer()), stack.enter_context(LocalIssuer()))
+        tenants = {issuers[0].url: "acme", issuers[1].url: "globex"}
+        stack.enter_context(settings({"tenants": {} if verifier else tenants, **values}))
+        service = await stack.enter_async_context(running_service(data)) if mode == "connected" else None
+        tasks = Tasks.connect(data / "adapter.json", tools=tools) if service else Tasks.embed(data, tools=tools)
+        sock = stack.enter_context(listening())
+        url, workshop = url_of(sock), Workshop()
+        checked = verifier or JwtVerifier([Issuer(one.url, one.jwks_url, url) for one in issuers])
+        auth = AuthSettings(issuer_url=issuers[0].url, resource_server_url=url, validate_token_resource=False)  # type: ignore[arg-type] # pydantic takes text
+        mcp = workshop.server(
+            tasks,
+            name=name,
+            lifespan=around(tasks, workshop) if around else None,
+            auth=None if anonymous else auth,
+            token_verifier=None if anonymous else checked,
+        )
+        await stack.enter_async_context(served(mcp, sock))
+        trail = await stack.enter_async_context(reading(data))
+        place = Place(mode, data, url, workshop, issuers, trail)
+        place.service = service
+        yield place
+
+
+async def refused(place: Place, ref: str, *reasons: str) -> Entry:
+    """The denial with these true reasons, counted in any order, once it is on the trail."""
+
+    async def found() -> Entry | None:
+        for entry in await place.trail.denied(ref):
+            if set(reasons) <= set().union(*(getattr(event, "reasons", ()) for event in entry.events)):
+                return entry
+        return None
+
+    return await until(found)  # type: ignore[return-value]  # until gives what is true

@@ -1,0 +1,46 @@
+"""The service as far as the HTTP surface needs it: a real audit store, and what a test sets."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from tests.services.scene import Scene
+
+from tasktrail.projections.audit.store import AuditStore, TaskFilter
+from tasktrail.projections.audit.timeline import TaskShown, Timeline
+from tasktrail.services.http.surface import Asker, Batch, Health, Part, Readiness
+
+
+class StoreSurface:
+    """Implements `Surface`. `asked` holds what was asked by whom; the tail gives what is put into `batches`."""
+
+    def __init__(self, store: AuditStore, scene: Scene) -> None:
+        self.store, self.scene = store, scene
+        self.alive, self.behind = True, 0
+        self.fails: Exception | None = None
+        self.asked: list[tuple[str, Asker]] = []
+        self.batches: asyncio.Queue[Batch | Exception] = asyncio.Queue()
+
+    async def health(self) -> Health:
+        return Health(alive=self.alive, detail="" if self.alive else "the auditor ended")
+
+    async def readiness(self) -> Readiness:
+        part = Part(ready=not self.behind, position=7, behind=self.behind)
+        return Readiness(ready=part.ready, parts={"auditor": part})
+
+    async def timeline(self, task: str, asker: Asker) -> Timeline | None:
+        self.asked.append(("timeline", asker))
+        if self.fails:
+            raise self.fails
+        return self.store.timeline(self.scene.ref if task == self.scene.task_id else task)
+
+    async def tasks(self, wanted: TaskFilter, most: int, asker: Asker) -> Sequence[TaskShown]:
+        self.asked.append(("tasks", asker))
+        return self.store.tasks(wanted, most=most)
+
+    async def tail(self, since: int | None, asker: Asker) -> AsyncIterator[Batch]:
+        self.asked.append((f"tail {since}", asker))
+        while True:
+            batch = await self.batches.get()
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch

@@ -1,0 +1,2 @@
+from tests.projections.audit.histories import Trail
+def test_x(): assert Trail

@@ -1,0 +1,208 @@
+"""What a person reads in a terminal. Design, section 6: responders read the word, not a code; nothing is raised."""
+
+import io
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from rich.cells import cell_len
+from rich.console import Console, ConsoleRenderable
+from tests.projections.audit.histories import NOW_MS
+from tests.services.scene import HOSTILE, Scene, open_store, play
+
+from tasktrail.projections.audit.store import AuditStore
+from tasktrail.projections.audit.timeline import Timeline
+from tasktrail.services.rendering import TailView, TasksView, TimelineView, show
+from tasktrail.services.wording import lasted, since
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+NOW = datetime.fromtimestamp(NOW_MS / 1000, UTC) + timedelta(days=1, seconds=65)
+
+
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    return play()
+
+
+@pytest.fixture(scope="module")
+def store(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditStore]:
+    opened = open_store(scene, tmp_path_factory.mktemp("store") / "audit.duckdb")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def timeline(store: AuditStore, scene: Scene) -> Timeline:
+    found = store.timeline(scene.ref)
+    assert found is not None
+    return found
+
+
+def printed(view: ConsoleRenderable, width: int = 80, *, terminal: bool = False, encoding: str = "utf-8") -> str:
+    raw = io.BytesIO()
+    text = io.TextIOWrapper(raw, encoding=encoding, write_through=True)
+    console = Console(
+        file=text, width=width, highlight=False, force_terminal=terminal, color_system="truecolor" if terminal else None
+    )
+    show(console, view)
+    return raw.getvalue().decode(encoding)
+
+
+def plain(view: ConsoleRenderable) -> str:
+    """The words on one line, however they were wrapped."""
+    return " ".join(printed(view, 200).split())
+
+
+@pytest.mark.requirement("T3")
+def test_every_step_says_what_happened_who_did_it_how_we_know_and_by_which_rule(timeline: Timeline) -> None:
+    """Issue "main job": who, by what credential, at which level of evidence, allowed by which rule."""
+    shown = plain(TimelineView(timeline, now=NOW))
+    assert (
+        "created for tool transfer of server bank; it lives 60 s, 120 s were asked for → working #1 "
+        "ana at id.example via desk · verified by tasktrail · jwt jti-ana, until 11:16:40 · "
+        "from 192.0.2.7 (claimed) · rule same-identity-context (builtin-1)"
+    ) in shown
+    assert "MCP server bank · asserted by itself · rule server-runs-task" in shown
+    assert "(agent-7 at agents.example acts for it) · verified by tasktrail" in shown
+    assert "ana at id.example via desk · asserted by the MCP server" in shown
+    assert "input_required → working" in shown
+
+
+@pytest.mark.requirement("T3")
+def test_the_header_says_how_it_stands_and_what_must_not_be_overlooked(timeline: Timeline) -> None:
+    shown = plain(TimelineView(timeline, now=NOW))
+    for said in (
+        "status completed with a tool error",
+        "tool transfer on bank (task required, wire 2026-07-28)",
+        "made by ana at https://id.example via desk, tenant acme, verified by tasktrail; binding exact",
+        "handle lived 1 m of 2 m asked for; expired",
+        "▲ alert 1 gap: something may be missing here",
+        "▲ alert 1 message not accepted as an entry of this task",
+        "▲ alert 20 attempts denied, of 3 callers",
+        "▲ alert 1 command refused",
+    ):
+        assert said in shown
+
+
+def test_denials_refusals_gaps_and_anomalies_are_told_in_words_not_only_in_colour(timeline: Timeline) -> None:
+    shown = plain(TimelineView(timeline, now=NOW))
+    assert f"✗ DENIED {TIMES}17 over 0.500 s tasks/get: other-identity-context; the caller was told -32602" in shown
+    assert "not who created it: differs in sub" in shown
+    assert "! REFUSED CancelTask, the task is completed: terminal" in shown
+    assert "▲ ANOMALY not accepted (undecodable)" in shown
+    assert re.search(r"▲ GAP 2026-11-18 [\d:.]+ to [\d:.]+: folded polls and denials", shown)
+    assert "an anonymous caller · only claimed · no credential · not who created it" in shown
+    assert "opaque hash ZkZkZkZkZkZk, EXPIRED, ENDED 11:05:50" in shown
+    assert f"{TIMES}3 over 0.900 s tasks/get told working" in shown
+
+
+def test_the_same_caller_with_the_same_credential_is_told_once(timeline: Timeline) -> None:
+    """What differs stands out when what does not is short; a credential that has ended since is told again."""
+    shown = plain(TimelineView(timeline, now=NOW))
+    assert "ana (verified), as in #1 · rule same-identity-context" in shown
+    assert "MCP server bank (asserted), as in #3" in shown
+    first, last = timeline.steps[0], timeline.steps[1]
+    late = msgspec.structs.replace(last, time="2026-11-18T11:20:00.000Z")
+    shown = plain(TimelineView(msgspec.structs.replace(timeline, steps=(first, late)), now=NOW))
+    assert "jwt jti-ana, ENDED 11:16:40" in shown
+
+
+def test_the_steps_of_one_command_stand_together(timeline: Timeline) -> None:
+    """Design, section 7: one command, one entry."""
+    lines = [line.strip() for line in printed(TimelineView(timeline, now=NOW), 200).splitlines()]
+    at = next(number for number, line in enumerate(lines) if "the client answered sum-1" in line)
+    assert "an answer to approve-1 changed nothing" in lines[at + 1]
+    assert "an answer to a key never issued changed nothing" in lines[at + 2]
+    assert "nothing is outstanding any more" in lines[at + 3]
+    assert "asserted by the MCP server" in lines[at + 4]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
+def test_every_line_fits_the_terminal(timeline: Timeline, store: AuditStore, width: int) -> None:
+    views: list[ConsoleRenderable] = [TimelineView(timeline, now=NOW), TasksView(store.tasks(), now=NOW)]
+    views += [TailView(step) for step in store.since(0)[0]]
+    for view in views:
+        for line in printed(view, width).splitlines():
+            assert cell_len(line) <= width, line
+            assert line == line.rstrip()
+
+
+def test_text_of_the_trail_cannot_steer_the_terminal(timeline: Timeline, store: AuditStore) -> None:
+    """The subject of the hostile caller holds escapes, a direction override and markup."""
+    shown = [printed(TimelineView(timeline, now=NOW), 200)]
+    shown += [printed(TailView(step), 200) for step in store.since(0)[0]]
+    for text in shown:
+        assert not set(text) & {"\x1b", "\u202e", "\x00", "\x07"}
+    assert r"\x1b[31meve\x1b[0m \u202egnp [bold]x[/bold]" in plain(TimelineView(timeline, now=NOW))
+    coloured = printed(TimelineView(timeline, now=NOW), 200, terminal=True)
+    assert "\x1b[1m" in coloured
+    assert HOSTILE not in coloured
+    assert "\x1b[2J" not in coloured
+
+
+def test_a_terminal_without_unicode_gets_other_marks(timeline: Timeline) -> None:
+    shown = printed(TimelineView(timeline, now=NOW), encoding="latin-1")
+    assert "x DENIED x17" in " ".join(shown.split())
+    assert "●" not in shown
+
+
+def test_a_live_task_says_how_long_its_handle_opens(store: AuditStore, scene: Scene) -> None:
+    found = store.timeline(scene.others[1])
+    assert found is not None
+    shown = plain(TimelineView(found, now=NOW))
+    assert "status input_required" in shown
+    assert re.search(r"handle lives 1 h of 2 m asked for; opens until [\d:.]+ \(59 m \d+ s left\)", shown)
+    late = plain(TimelineView(found, now=NOW + timedelta(hours=3)))
+    assert re.search(r"was due to expire [\d:.]+ \(2 h ago\)", late)
+
+
+def test_a_reference_that_only_denials_name_says_so(store: AuditStore, scene: Scene) -> None:
+    """`task` is null in a timeline whose creation is not on the trail."""
+    found = store.timeline(scene.ref)
+    assert found is not None
+    only = msgspec.structs.replace(found, task=None, gaps=(), steps_omitted=3)
+    shown = plain(TimelineView(only, now=NOW))
+    assert "status unknown: no creation of it is on the trail" in shown
+    assert "▲ 3 later steps are not shown" in shown
+
+
+def test_tasks_are_listed_with_their_status_time_left_tool_and_creator(store: AuditStore, scene: Scene) -> None:
+    wide = printed(TasksView(store.tasks(), now=NOW), 160)
+    assert wide.splitlines()[0].split() == ["task", "status", "created", "handle", "tool", "and", "creator"]
+    assert re.search(rf"{scene.ref} +completed +1 d ago +expired +TOOL ERROR, transfer on bank, ana at", wide)
+    narrow = printed(TasksView(store.tasks(), now=NOW), 80).splitlines()
+    assert re.fullmatch(rf"{scene.others[1]} +input_required +\S+ s ago +59 m \d+ s left", narrow[3])
+    assert narrow[4] == "  transfer on bank, ana at id.example"
+
+
+def test_the_tail_says_for_each_step_whose_task_it_is_and_who_did_it(store: AuditStore, scene: Scene) -> None:
+    steps, _ = store.since(0)
+    shown = plain(TailView(steps[0]))
+    assert f"#1 {scene.ref} · ana at id.example via desk · verified by tasktrail" in shown
+    assert "→ working" in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [(0, "0 s"), (0.12, "0.120 s"), (59.9, "59.900 s"), (65, "1 m 5 s"), (7_380, "2 h 3 m"), (273_600, "3 d 4 h")],
+)
+def test_durations_are_as_precise_as_one_reads(seconds: float, says: str) -> None:
+    assert lasted(timedelta(seconds=seconds)) == says
+
+
+def test_a_step_before_its_task_was_made_says_so_with_its_sign() -> None:
+    start = datetime(2026, 11, 18, 11, tzinfo=UTC)
+    assert since("2026-11-18T10:59:58.000Z", start) == "-2.000 s"
+    assert since("no time", start) == ""
+
+
+def test_nothing_is_shown_as_part_of_tasktrail_because_a_caller_calls_itself_so(timeline: Timeline) -> None:
+    """An issuer chooses its subjects' names."""
+    step = timeline.steps[0]
+    assert step.who is not None
+    who = msgspec.structs.replace(step.who, iss="tasktrail", sub="server:bank")
+    shown = plain(TailView(msgspec.structs.replace(step, who=who)))
+    assert "server:bank at tasktrail" in shown
+    assert "MCP server" not in shown
