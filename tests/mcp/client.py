@@ -101,6 +101,11 @@ class Client:
         shapes.check(method, answer.message)
         return answer
 
+    async def status(self, method: str, params: Mapping[str, Any]) -> int:
+        """The HTTP status of one request, whatever its body."""
+        headers = self.headers(method, None)
+        return (await self._http.post(self._url, json=self.body(method, params), headers=headers)).status_code
+
     async def call(self, tool: str, **arguments: object) -> Answer:
         """tools/call."""
         return await self.send("tools/call", {"name": tool, "arguments": arguments}, name=tool)
@@ -150,14 +155,19 @@ class Stream:
         self.rpc_id = rpc_id
         self._lines = response.aiter_lines()
 
-    async def next(self, within_s: float = WITHIN_S) -> dict[str, Any]:
+    async def next(self) -> dict[str, Any]:
         """The next message, of the right shape."""
-        async with asyncio.timeout(within_s):
+        found = await self.next_unchecked()
+        shapes.check_streamed(found, self.rpc_id)
+        return found
+
+    async def next_unchecked(self) -> dict[str, Any]:
+        """The next message, also of a stream that is not about tasks."""
+        async with asyncio.timeout(WITHIN_S):
             async for line in self._lines:
                 if line.startswith("data:"):
-                    message: dict[str, Any] = json.loads(line.removeprefix("data:"))
-                    shapes.check_streamed(message, self.rpc_id)
-                    return message
+                    found: dict[str, Any] = json.loads(line.removeprefix("data:"))
+                    return found
         message = "the stream ended without its result"
         raise AssertionError(message)
 

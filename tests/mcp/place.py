@@ -109,9 +109,10 @@ class Place:
         self.issuer, self.other_issuer = issuers
         self.service: Service | None = None
 
-    def token(self, sub: str = "ana", client_id: str = "cli", *, issuer: LocalIssuer | None = None) -> str:
-        """A token of this issuer (`issuer` unless given) for this server."""
-        return (issuer or self.issuer).issue(sub, client_id, "tasks", aud=self.url)
+    def token(self, sub: str = "ana", client_id: str | None = "cli", *, issuer: LocalIssuer | None = None) -> str:
+        """A token of this issuer (`issuer` unless given) for this server; `client_id` None is left out."""
+        claims: dict[str, Any] = {"client_id": client_id}
+        return (issuer or self.issuer).issue(sub, scope="tasks", aud=self.url, **claims)
 
     def client(
         self, sub: str = "ana", client_id: str = "cli", *, capabilities: Mapping[str, Any] = DECLARED
@@ -184,14 +185,14 @@ async def opened(  # noqa: PLR0913 - settings of a test's installation, all with
     *,
     name: str = "workshop",
     tools: Mapping[str, Any] = SUPPORT,
-    anonymous: bool = False,
+    tokens: bool = True,
     verifier: TokenVerifier | None = None,
     around: Callable[[Tasks, Workshop], Any] | None = None,
     **values: object,
 ) -> AsyncGenerator[Place]:
     """An installation on the directory `data`; `values` are settings of the service.
 
-    `anonymous` asks no tokens of callers; `verifier` takes the place of the one for the issuers' JWTs; `around` gives
+    Without `tokens` callers need none; `verifier` takes the place of the one for the issuers' JWTs; `around` gives
     the MCP server's lifespan.
     """
     async with contextlib.AsyncExitStack() as stack:
@@ -208,8 +209,8 @@ async def opened(  # noqa: PLR0913 - settings of a test's installation, all with
             tasks,
             name=name,
             lifespan=around(tasks, workshop) if around else None,
-            auth=None if anonymous else auth,
-            token_verifier=None if anonymous else checked,
+            auth=auth if tokens else None,
+            token_verifier=checked if tokens else None,
         )
         await stack.enter_async_context(served(mcp, sock))
         trail = await stack.enter_async_context(reading(data))

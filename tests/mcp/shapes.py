@@ -134,6 +134,8 @@ class Unavailable(Shape, kw_only=True):
     written: Literal["nothing", "maybe", "refusal", "denial"]
 
 
+METHODS = frozenset({"tasks/get", "tasks/update", "tasks/cancel"})
+
 ERROR_DATA: dict[int, type[Shape] | None] = {-32021: MissingCapability, -32603: Unavailable, -32602: None, -32020: None}
 """What the extension's own errors carry as data, by code; None: no data at all."""
 
@@ -187,7 +189,7 @@ def _check_detailed(task: dict[str, Any]) -> None:
 
 def _check_error(method: str, error: dict[str, Any]) -> None:
     told = msgspec.convert(error, RpcError)
-    if method.startswith("tasks/"):
+    if method in METHODS:
         kind = ERROR_DATA[told.code]
         if kind is None:
             assert "data" not in error, error

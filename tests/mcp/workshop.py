@@ -26,7 +26,7 @@ from mcp_types import (
     SamplingMessage,
     TextContent,
 )
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from tasktrail.mcp.extension import Tasks
 
 CRASH = "crash-canary-7e1f"
@@ -43,6 +43,12 @@ class Age(BaseModel):
     """A question with a type that can be got wrong."""
 
     age: int
+
+
+class Letters(BaseModel):
+    """A question with a pattern that JSON Schema and pydantic know, and Python's `re` does not."""
+
+    word: Annotated[str, Field(pattern=r"^\p{L}+$")]
 
 
 class Bench:
@@ -207,6 +213,11 @@ class Workshop:
         answer = await ctx.elicit("How old?", Age)
         return f"{answer.action} {answer.data.age}" if answer.action == "accept" else answer.action
 
+    async def asks_in_letters(self, ctx: Context[Any, Any]) -> str:
+        """Ask for a word of letters."""
+        answer = await ctx.elicit("A word?", Letters)
+        return answer.data.word if answer.action == "accept" else answer.action
+
     async def asks_twice(self, ctx: Context[Any, Any]) -> str:
         """Ask two people at the same time, then a third."""
         first = await asyncio.gather(ctx.elicit("First?", Name), ctx.elicit("Second?", Name))
@@ -295,6 +306,7 @@ OPTIONAL = (
     "remembers",
     "announces",
     "asks",
+    "asks_in_letters",
     "asks_twice",
     "asks_impatiently",
     "sends_to",

@@ -148,11 +148,13 @@ def play() -> Scene:
     """Created, polled, asked, answered, gone wrong in every way, ended with a tool error, expired, tried again."""
     trail = Trail()
     ref = trail.create()
+    trail.now_ms += 1_000
     trail.poll(ref, 1)
     trail.command(ref, ReportStatus(id="r", message=trail.sealed("message"), progress=1.0, total=3.0), server())
     trail.now_ms += 900
     trail.poll(ref, 3)
     _ask(trail, ref)
+    trail.now_ms += 700
     trail.deny(ref, count=17)
     _answer(trail, ref)
     trail.now_ms += 5_000

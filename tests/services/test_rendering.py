@@ -94,7 +94,7 @@ def test_denials_refusals_gaps_and_anomalies_are_told_in_words_not_only_in_colou
     assert "▲ ANOMALY not accepted (undecodable)" in shown
     assert re.search(r"▲ GAP 2026-11-18 [\d:.]+ to [\d:.]+: folded polls and denials", shown)
     assert "an anonymous caller · only claimed · no credential · not who created it" in shown
-    assert "opaque hash ZkZkZkZkZkZk, EXPIRED, ENDED 11:05:50" in shown
+    assert "opaque hash ZkZkZkZkZkZk…, EXPIRED, ENDED 11:05:50" in shown
     assert f"{TIMES}3 over 0.900 s tasks/get told working" in shown
 
 
@@ -104,7 +104,7 @@ def test_the_same_caller_with_the_same_credential_is_told_once(timeline: Timelin
     assert "ana (verified), as in #1 · rule same-identity-context" in shown
     assert "MCP server bank (asserted), as in #3" in shown
     first, last = timeline.steps[0], timeline.steps[1]
-    late = msgspec.structs.replace(last, time="2026-11-18T11:20:00.000Z")
+    late = msgspec.structs.replace(last, first="2026-11-18T11:20:00.000Z")
     shown = plain(TimelineView(msgspec.structs.replace(timeline, steps=(first, late)), now=NOW))
     assert "jwt jti-ana, ENDED 11:16:40" in shown
 
@@ -117,6 +117,17 @@ def test_the_steps_of_one_command_stand_together(timeline: Timeline) -> None:
     assert "an answer to a key never issued changed nothing" in lines[at + 2]
     assert "nothing is outstanding any more" in lines[at + 3]
     assert "asserted by the MCP server" in lines[at + 4]
+
+
+def test_a_folded_run_stands_where_it_began_though_it_was_recorded_later(timeline: Timeline) -> None:
+    """Design, section 1: repeats fold, and are on the trail within a second; "told working" after the end misleads."""
+    created, poll, *_ = timeline.steps
+    ended = next(step for step in timeline.steps if step.type == "TaskCompleted")
+    late = msgspec.structs.replace(poll, stream_seq=ended.stream_seq + 1, first=poll.time)
+    same = msgspec.structs.replace(late, stream_seq=late.stream_seq + 1, first=ended.time)
+    shown = plain(TimelineView(msgspec.structs.replace(timeline, steps=(created, ended, late, same), gaps=()), now=NOW))
+    told = [shown.index(f" #{step.stream_seq} ", shown.index("times are UTC")) for step in (created, late, ended, same)]
+    assert told == sorted(told)
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 140, 200])

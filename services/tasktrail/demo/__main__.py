@@ -8,8 +8,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from tasktrail.demo import story, traffic
-
 
 def main() -> int:
     """Read the command line and do it. Returns the exit code."""
@@ -25,7 +23,11 @@ def main() -> int:
     serving.add_argument("--every", type=float, default=4.0, help="seconds between two tasks")
     said = parser.parse_args()
     if said.command == "run":
+        from tasktrail.demo import story  # noqa: PLC0415 - light: the service starts while the rest is imported
+
         return story.run(said.data, json=said.json)
+    from tasktrail.demo import traffic  # noqa: PLC0415 - brings the MCP SDK
+
     return traffic.serve(said.connect, data=said.data, port=said.port, every_s=said.every)
 
 

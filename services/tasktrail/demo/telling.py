@@ -63,6 +63,8 @@ def closing(out: Console, found: Sequence[Expectation], *, took_s: float, data: 
     held = sum(one.held for one in found)
     verdict = f"{held} of {len(found)} expectations held" if held < len(found) else f"all {held} expectations held"
     heading(out, f"{verdict}, in {took_s:.1f} s")
+    if not held:
+        return
     if data is None:
         rows = [
             ("tasktrail demo --data ./trail", "the same, and its trail stays for you to look at"),

@@ -66,7 +66,7 @@ async def quarterly_report(quarter: str, ctx: Context[Any, Any]) -> str:
     """Write the report of a quarter, saying how far it is."""
     for step, part in enumerate(("collecting figures", "adding them up", "writing")):
         await ctx.report_progress(step, 3, f"{part} for {quarter}")
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.5)
     return f"The report for {quarter}: revenue up, costs down."
 
 

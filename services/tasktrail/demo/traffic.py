@@ -160,14 +160,15 @@ class _Token:
 def serve(target: str, *, data: Path | None, port: int, every_s: float) -> int:
     """Serve and keep busy until stopped. Returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="demo: %(message)s", stream=sys.stderr)
+    parent = os.getppid()  # at once: it may end while we start
     try:
-        return asyncio.run(_serve(target, data, port, every_s))
+        return asyncio.run(_serve(target, data, port, every_s, parent))
     except (InvalidRequest, NatsError, OSError) as error:
         sys.stderr.write(f"demo: {error or type(error).__name__}; is `tasktrail up` running?\n")
         return EXIT_UNAVAILABLE
 
 
-async def _serve(target: str, data: Path | None, port: int, every_s: float) -> int:
+async def _serve(target: str, data: Path | None, port: int, every_s: float, parent: int) -> int:
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -179,7 +180,7 @@ async def _serve(target: str, data: Path | None, port: int, every_s: float) -> i
             _introduce(url, data)
             hint = f'; give the service TASKTRAIL_TENANTS with "{acme.url}" and "{globex.url}" too'
             busy = asyncio.create_task(_busy({"ana": acme, "bob": acme, "eve": globex}, url, hint, every_s))
-            watching = asyncio.create_task(_parent_gone(os.getppid()))
+            watching = asyncio.create_task(_parent_gone(parent))
             told = asyncio.create_task(stopping.wait())
             await asyncio.wait({busy, watching, told}, return_when=asyncio.FIRST_COMPLETED)
             for task in (watching, told, busy):

@@ -49,6 +49,7 @@ INACTIVE_S = 30.0
 PAUSE_S = 0.2
 _API_S = 5.0
 _LEAVE_S = 1.0
+_LOOK_S = 0.25
 _NS = 1_000_000_000
 _ACK_PREFIX = "$JS.ACK."
 _TOKENS_V1, _STREAM_SEQ_V1, _STREAM_SEQ_V2 = 9, 5, 7  # where an acknowledgement's subject holds the stream's sequence
@@ -235,7 +236,7 @@ class _Flow:
 
     def __init__(self, nc: Client, next_subject: str, batch: int) -> None:
         self._nc, self._next_subject, self._batch = nc, next_subject, batch
-        self._inbox = nc.new_inbox()
+        self._inbox, self._reconnects = nc.new_inbox(), nc.stats["reconnects"]
         self._subscription: Subscription | None = None
         self._arrived: list[Message] = []
         self._asked = 0
@@ -276,11 +277,7 @@ class _Flow:
                 raise _Lost(self._lost)
             self._heard.clear()
             await self._ask()
-            try:
-                await asyncio.wait_for(self._heard.wait(), SILENCE_S)
-            except TimeoutError:
-                message = f"nothing was heard from the broker for {SILENCE_S:g} s"
-                raise _Lost(message) from None
+            await self._listen()
         if len(self._arrived) < self._batch and not self._lost:
             self._full.clear()
             with suppress(TimeoutError):
@@ -288,6 +285,18 @@ class _Flow:
         taken, self._arrived = self._arrived[: self._batch], self._arrived[self._batch :]
         await self._ask()
         return taken
+
+    async def _listen(self) -> None:
+        """Until anything comes. What was asked for over a connection that is no more never does."""
+        for _ in range(round(SILENCE_S / _LOOK_S)):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._heard.wait(), _LOOK_S)
+                return
+            if self._nc.stats["reconnects"] != self._reconnects:
+                message = "the connection to the broker was made anew"
+                raise _Lost(message)
+        message = f"nothing was heard from the broker for {SILENCE_S:g} s"
+        raise _Lost(message)
 
     async def _ask(self) -> None:
         """Have one more batch on its way than is being worked on."""
@@ -327,8 +336,13 @@ class _Flow:
         left = headers.get("Nats-Pending-Messages", "")
         if left.isdecimal():
             self._asked -= int(left)
-        elif headers.get("Status") != "100":
-            self._lose(f"the broker ended the flow: {headers.get('Status')} {headers.get('Description', '')}")
+        elif headers.get("Status") == "100":
+            sent = headers.get("Nats-Last-Consumer", "")
+            if sent.isdecimal() and int(sent) > self._consumer_seq:
+                self._lose("the last messages went astray")
+        else:
+            told = headers.get("Description", "").partition("\n")[0].strip()
+            self._lose(f"the broker ended the flow: {headers.get('Status')} {told}".rstrip())
 
     def _lose(self, why: str) -> None:
         self._lost = self._lost or why

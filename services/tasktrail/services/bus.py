@@ -13,6 +13,7 @@ from typing import Any
 from faststream.nats import NatsBroker
 from faststream.security import BaseSecurity, SASLPlaintext
 from nats.aio.client import DEFAULT_INBOX_PREFIX
+from nats.errors import TimeoutError as NatsTimeout
 
 from tasktrail.services.connection import Connection
 
@@ -64,6 +65,26 @@ def make_bus(connection: Connection) -> NatsBroker:
         reconnected_cb=_quiet,
         closed_cb=_quiet,
     )
+
+
+def keep_what_was_fetched(subscription: Any) -> None:  # noqa: ANN401 - nats-py's pull subscription, as FastStream holds it
+    """Make a pull subscription say `nats.errors.TimeoutError` whenever it timed out.
+
+    nats-py 2.16 raises the built-in TimeoutError when a fetch begins with next to no time left. FastStream 0.7.8
+    fetches again with what is left of a batch's time and expects the other one: its loop breaks, is begun anew, and
+    the messages that were fetched before are gone.
+    """
+    fetch = subscription.fetch
+
+    async def fetched(batch: int = 1, timeout: float | None = 5, **options: Any) -> Any:  # noqa: ANN401, ASYNC109 - its signature
+        try:
+            return await fetch(batch, timeout, **options)
+        except NatsTimeout:
+            raise
+        except TimeoutError as error:
+            raise NatsTimeout from error
+
+    subscription.fetch = fetched
 
 
 async def _complain(error: Exception) -> None:

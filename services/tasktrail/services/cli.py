@@ -28,10 +28,11 @@ def main() -> NoReturn:
     try:
         import_module("tasktrail.services.terminal").app(prog_name="tasktrail")
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "tasktrail":
+        name = (error.name or "").partition(".")[0]
+        if name == "tasktrail":
             raise
-        extra = "service,mcp" if (error.name or "").partition(".")[0] in {"mcp", "pydantic", "starlette"} else "service"
-        complain(f"{error.name} is not installed; run: pip install 'tasktrail[{extra}]'")
+        extra = "service,mcp" if name == "mcp" else "service"
+        complain(f"{name} is not installed; run: pip install 'tasktrail[{extra}]'")
         sys.exit(EXIT_USAGE)
     except BrokenPipeError:
         # Whoever read our output has had enough; without this, flushing at exit would fail again.

@@ -16,6 +16,7 @@ import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any, cast
 
 import msgspec
 from faststream import AckPolicy
@@ -32,7 +33,7 @@ from tasktrail.events.subjects import CURRENT, GENERATION, TRAIL, is_task_ref, k
 from tasktrail.projections import current
 from tasktrail.projections.current import State
 from tasktrail.services import trail
-from tasktrail.services.bus import RAW
+from tasktrail.services.bus import RAW, keep_what_was_fetched
 from tasktrail.services.ledger import WRONG_SEQUENCE
 from tasktrail.services.states import States
 
@@ -106,6 +107,10 @@ class Projector:
         await self._place_consumer()
         self._watch = asyncio.create_task(self._watch_over())
 
+    def attach(self) -> None:
+        """Call it when the bus has started."""
+        keep_what_was_fetched(cast("Any", self._subscriber).subscription)
+
     async def stop(self) -> None:
         """Stop watching; the bus is stopped by its owner."""
         if self._watch is not None:
@@ -160,6 +165,7 @@ class Projector:
         await self._place_consumer()
         self._astray = False
         await self._subscriber.start()
+        self.attach()
 
     async def _project(self, msg: NatsMessage) -> None:
         """Take one batch, however long it takes, if it begins where the last one taken ended."""

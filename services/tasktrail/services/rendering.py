@@ -24,6 +24,7 @@ from tasktrail.services.wording import (
     clock,
     day,
     evidence,
+    happened,
     issuer,
     lasted,
     moment,
@@ -197,13 +198,26 @@ def _steps(timeline: Timeline, *, wide: bool) -> Table:
     grid = _Grid(wide=wide)
     start = moment(timeline.task.created_at if timeline.task else None)
     gaps = sorted(timeline.gaps, key=lambda gap: gap.stream_seq)
-    for seq, same in groupby(timeline.steps, key=lambda step: step.stream_seq):
-        while gaps and gaps[0].stream_seq <= seq:
+    for steps in _as_it_happened(timeline.steps):
+        while gaps and steps[0].first is None and gaps[0].stream_seq <= steps[0].stream_seq:
             grid.gap(gaps.pop(0))
-        grid.entry(list(same), start)
+        grid.entry(steps, start)
     for gap in gaps:
         grid.gap(gap)
     return grid.table
+
+
+def _as_it_happened(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    """The steps of each entry in the stream's order, but folded runs, which are recorded late, where they began."""
+    entries = [list(same) for _, same in groupby(steps, key=lambda step: step.stream_seq)]
+    runs = sorted((entry for entry in entries if entry[0].first), key=lambda entry: entry[0].first or "")
+    for entry in entries:
+        if entry[0].first:
+            continue
+        while runs and entry[0].time and (runs[0][0].first or "") < entry[0].time:
+            yield runs.pop(0)
+        yield entry
+    yield from runs
 
 
 class _Grid:
@@ -226,7 +240,7 @@ class _Grid:
 
     def entry(self, steps: Sequence[Step], start: datetime | None) -> None:
         """The steps of one entry, then who caused them: in full when it is not as it was before."""
-        date = day(steps[0].time)
+        date = day(happened(steps[0]))
         if date and date != self._today:
             self._today = date
             self._row(Text(), Text(date, style="bold"))
@@ -241,7 +255,7 @@ class _Grid:
     def _step(self, step: Step, start: datetime | None) -> None:
         mark, _, style = _MARKS[step.kind]
         body, change = _what(step), _change(step)
-        cells = [Text(since(step.time, start)), Text(clock(step.time)), Text(mark, style=style), body]
+        cells = [Text(since(happened(step), start)), Text(clock(happened(step))), Text(mark, style=style), body]
         if self._wide:
             cells.append(change)
         elif change:
@@ -344,7 +358,7 @@ class TailView:
         grid.add_column(justify="right", no_wrap=True, min_width=12)
         grid.add_column(no_wrap=True)
         grid.add_column(ratio=1, overflow="fold")
-        grid.add_row(Text(clock(step.time)), Text(mark, style=style), body)
+        grid.add_row(Text(clock(happened(step))), Text(mark, style=style), body)
         grid.add_row(
             Text(f"#{step.stream_seq}", style=_QUIET), Text(), Text(" · ".join(filter(None, said)), style=_QUIET)
         )

@@ -10,6 +10,7 @@ payload of it unreadable. Task keys live wrapped in the stream KEYS and never in
     key.open(commitment, blob)
 """
 
+import asyncio
 import hashlib
 import hmac
 import os
@@ -32,6 +33,7 @@ from tasktrail.services.keyring import KEY_BYTES, Keyring
 
 _NONCE_BYTES = 12
 _WRONG_SEQUENCE = frozenset({10071, 10164})
+_ANSWER_S = 1.0
 KEYS_CACHED = 8_192
 
 
@@ -89,7 +91,8 @@ class Vault:
         raw = os.urandom(KEY_BYTES)
         headers = {EXPECTED: "0", MSG_ID: f"key-{ref}"}
         try:
-            ack = await self._js.publish(key_subject(ref), self._keyring.wrap(raw, ref), headers=headers)
+            wrapped = self._keyring.wrap(raw, ref)
+            ack = await self._js.publish(key_subject(ref), wrapped, timeout=_ANSWER_S, headers=headers)
         except APIError as error:
             if error.err_code in _WRONG_SEQUENCE:
                 return await self.key(ref)
@@ -109,7 +112,8 @@ class Vault:
             self._keys.move_to_end(ref)
             return kept
         try:
-            message = await self._js.get_last_msg(KEYS, key_subject(ref))
+            async with asyncio.timeout(_ANSWER_S):
+                message = await self._js.get_last_msg(KEYS, key_subject(ref))
         except NotFoundError:
             text = f"task {ref}: no key is held for it; its payloads cannot be read"
             raise SealError(text) from None

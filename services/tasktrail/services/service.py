@@ -62,7 +62,8 @@ _ANNOUNCED = "signing-key-announced"
 _PORT = "nats.port"
 _BEAT_S = 1.0
 RESTARTS_MAX = 5
-_RESTARTS_WITHIN_S = 60.0
+_RESTARTS_WITHIN_S = 10.0
+"""More restarts than this within this time are a broker that cannot live; fewer are accidents to get over."""
 
 Told = Callable[[str, Signal], None]
 
@@ -194,6 +195,7 @@ class Service:
         self._stack.push_async_callback(self.recorder.stop)
         await bus.start()
         self._stack.push_async_callback(bus.stop)
+        self.projector.attach()
 
     async def _record_start(self) -> None:
         """What the trail should know of this start: a key not seen on it yet, and a crash before it."""
@@ -283,11 +285,13 @@ class Service:
         _log.error("the broker ended (%s); starting it again", dead.exit_code())
         if len(self._restarts) > RESTARTS_MAX:
             message = (
-                f"the broker ended {len(self._restarts)} times within a minute; see {self.settings.data}/nats/nats.log"
+                f"the broker ended {len(self._restarts)} times within {_RESTARTS_WITHIN_S:g} s; "
+                f"see {self.settings.data}/nats/nats.log"
             )
             raise NotReady(message)
         dead.stop()
-        self.broker = _start_broker(self.settings.data / "nats", self.settings.nats_server, dead.port)
+        # On the same port or not at all: everything that is connected looks for it there.
+        self.broker = Broker.start(self.settings.data / "nats", binary=self.settings.nats_server, port=dead.port)
 
 
 def make_keys(data: Path, entries: int) -> None:

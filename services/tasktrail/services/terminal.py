@@ -102,6 +102,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Play the demonstration and check it against its trail."""
+    import_module("mcp")  # the demo would call its absence an expectation that did not hold
     with _told():
         raise typer.Exit(import_module("tasktrail.demo.story").run(data, json=as_json))
 
@@ -204,7 +205,7 @@ def _from_standard_input() -> str:
     source = sys.stdin.buffer
     said = (source.readline if source.isatty() else source.read)(TASK_BYTES_MAX + 1)
     task = said.decode("utf-8", "replace").strip()
-    if not task or len(said) > TASK_BYTES_MAX or len(task.split()) > 1:
+    if not task or len(said) > TASK_BYTES_MAX or len(task.splitlines()) > 1:
         complain("standard input holds no task id or reference; give one, on one line")
         raise typer.Exit(EXIT_USAGE)
     return task

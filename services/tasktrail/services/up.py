@@ -72,7 +72,7 @@ async def _serve(settings: Settings, console: Console, *, demo: bool) -> int:
         _introduce(console, settings, service, server)
         await _catch_up(service, console, stopping)
         if demo and not stopping.is_set():
-            stack.callback(end_child, _start_demo(settings), _DEMO_STOP_S)
+            stack.push_async_callback(asyncio.to_thread, end_child, _start_demo(settings), _DEMO_STOP_S)
         return await _until_stopped(service, stopping, console)
 
 

@@ -28,6 +28,7 @@ _TRIGGERS: dict[str, str] = {
     "responder": "a responder",
 }
 _HASH_SHOWN = 12
+_IDENTIFIER_MAX = 20
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
 _UNITS = (("d", _DAY_S, "h", _HOUR_S), ("h", _HOUR_S, "m", _MINUTE_S), ("m", _MINUTE_S, "s", 1))
 
@@ -55,6 +56,11 @@ def clock(text: str | None, *, millis: bool = True) -> str:
     """The time of day, in UTC."""
     at = moment(text)
     return at.time().isoformat(timespec="milliseconds" if millis else "seconds") if at else ""
+
+
+def happened(step: Step) -> str | None:
+    """When a step happened: a folded run, when it began, which may be before others that were recorded sooner."""
+    return step.first or step.time
 
 
 def lasted(duration: timedelta, *, precise: bool = True) -> str:
@@ -127,8 +133,9 @@ def authority(step: Step, *, like: int | None = None, wide: bool = False) -> str
 
 def provenance(step: Step) -> object:
     """What two steps have in common when the same caller made them by the same credential from the same place."""
-    ends, at = moment(step.credential.exp if step.credential else None), moment(step.time)
-    return step.who, step.credential, step.binding, step.address, bool(ends and at and at >= ends)
+    ends, at = moment(step.credential.exp if step.credential else None), moment(happened(step))
+    differs = step.binding.differs if step.binding else ()
+    return step.who, step.credential, differs, step.address, bool(ends and at and at >= ends)
 
 
 def evidence(one: Who) -> list[str]:
@@ -156,18 +163,24 @@ def _credential(step: Step) -> str:
         return "no credential"
     name = printable(one.method)
     if one.jti:
-        name += f" {printable(one.jti)}"
+        name += f" {_short(one.jti)}"
     elif one.token_hash:
-        name += f" hash {printable(one.token_hash[:_HASH_SHOWN])}"
+        name += f" hash {_short(one.token_hash)}"
     if one.verification not in {"ok", None}:
         name += f", {printable(one.verification or '').replace('_', ' ').upper()}"
-    ends, at = moment(one.exp), moment(step.time)
+    ends, at = moment(one.exp), moment(happened(step))
     if ends:
         date = "" if at is not None and at.date() == ends.date() else f"{day(one.exp)} "
         name += f", {'ENDED' if at and at >= ends else 'until'} {date}{clock(one.exp, millis=False)}"
     if one.revocation not in {"unknown", None}:
         name += f", revocation {printable(one.revocation or '')}"
     return name
+
+
+def _short(identifier: str) -> str:
+    """The beginning of an opaque identifier; the JSON has all of it."""
+    long = len(identifier) > _IDENTIFIER_MAX
+    return printable(identifier[:_HASH_SHOWN]) + "…" if long else printable(identifier)
 
 
 def _rule(step: Step, *, wide: bool) -> str:

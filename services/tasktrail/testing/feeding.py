@@ -1,4 +1,4 @@
-"""A plain NATS client that feeds a running tasktrail as an MCP server's adapter does: JSON in, JSON out, nothing of ours.
+"""A plain NATS client that feeds a running tasktrail as an adapter does: JSON in, JSON out, nothing of ours.
 
 Guarantees: `settled` sends the same command id until the service says what became of it, over lost connections and
 restarts, as the documentation asks of adapters; what it returns was acknowledged.
@@ -13,7 +13,6 @@ import time
 from typing import Any, Self
 
 import msgspec
-import nats
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
@@ -27,7 +26,7 @@ _RECONNECT_S = 0.05
 Json = dict[str, Any]
 
 
-def caller(sub: str, iss: str = "https://id.example", client_id: str = "cli", *, token_hash: str = "") -> Json:  # noqa: S107
+def caller(sub: str, iss: str = "https://id.example", client_id: str = "cli", *, token_hash: str = "") -> Json:
     """A caller whom the adapter verified by a JWT."""
     return {
         "iss": iss,
@@ -88,13 +87,14 @@ class Feeder:
         async def quiet(_: Exception) -> None:
             return None
 
-        nc = await nats.connect(
+        nc = Client()
+        await nc.connect(
             connection.servers,
             user=connection.user,
             password=connection.password,
             inbox_prefix=connection.inbox_prefix,
             max_reconnect_attempts=-1,
-            reconnect_time_wait=_RECONNECT_S,  # type: ignore[arg-type]  # nats-py takes fractions of a second
+            reconnect_time_wait=_RECONNECT_S,  # type: ignore[arg-type,unused-ignore]  # takes fractions of a second
             disconnected_cb=lost,
             reconnected_cb=back,
             error_cb=quiet,

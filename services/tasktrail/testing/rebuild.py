@@ -4,15 +4,19 @@ Guarantees: reads every message of the trail itself and folds it with the pure c
 each difference is one sentence. Needs a NATS user who may read the streams.
 
     book = Book()
-    await book.read(js)
-    found = [*book.faults, *await current_differences(js, book)]
+    await book.read(nc)
+    found = [*book.faults, *await current_differences(nc, book)]
     found += audit_differences(data / "audit.duckdb", book, scratch)     # of a stopped service
 """
 
+import base64
 from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from nats.aio.client import Client
 from nats.js import JetStreamContext, api
 from nats.js.errors import NotFoundError
 
@@ -23,6 +27,7 @@ from tasktrail.projections import current
 from tasktrail.projections.audit.columns import Message
 from tasktrail.projections.audit.store import AuditStore
 from tasktrail.projections.current import State
+from tasktrail.services.keyring import Keyring
 from tasktrail.services.trail import KV_STREAM
 
 FETCH = 1_000
@@ -49,10 +54,11 @@ class Book:
         """Stream sequence of the last message read."""
         return self.messages[-1].stream_seq if self.messages else 0
 
-    async def read(self, js: JetStreamContext) -> int:
+    async def read(self, nc: Client) -> int:
         """Read on to the trail's present end. Returns its sequence."""
+        js = JetStreamContext(nc)
         info = await js.stream_info(TRAIL)
-        self.created = info.created
+        self.created = info.created or self.created
         if info.state.num_deleted or (info.state.messages and info.state.first_seq != 1):
             self.faults.append(f"{info.state.num_deleted or 0} messages of the trail are deleted")
         for message in await _messages(js, TRAIL, self.last_seq + 1, info.state.last_seq):
@@ -117,8 +123,9 @@ async def _messages(js: JetStreamContext, stream: str, first: int, last: int) ->
     return [message for message in found if message.stream_seq <= last]
 
 
-async def current_bucket(js: JetStreamContext) -> dict[str, bytes]:
+async def current_bucket(nc: Client) -> dict[str, bytes]:
     """What the bucket of current states holds, by task reference; empty when there is no bucket."""
+    js = JetStreamContext(nc)
     try:
         info = await js.stream_info(KV_STREAM)
     except NotFoundError:
@@ -131,9 +138,9 @@ async def current_bucket(js: JetStreamContext) -> dict[str, bytes]:
     }
 
 
-async def current_differences(js: JetStreamContext, book: Book) -> list[str]:
+async def current_differences(nc: Client, book: Book) -> list[str]:
     """Where the bucket differs from the states of `book`, byte for byte."""
-    held = await current_bucket(js)
+    held = await current_bucket(nc)
     wanted = {ref: current.encode(state) for ref, state in book.states.items()}
     found = [f"the bucket has no state of {ref}" for ref in wanted.keys() - held.keys()]
     found += [f"the bucket has a state of {ref}, the trail has none" for ref in held.keys() - wanted.keys()]
@@ -141,6 +148,20 @@ async def current_differences(js: JetStreamContext, book: Book) -> list[str]:
         if held[ref] != wanted[ref]:
             found.append(f"the bucket's state of {ref} is not the trail's: {current.decode(held[ref])}")
     return found[:_SHOWN_MAX]
+
+
+def forged(book: Book, data: Path, most: int) -> list[str]:
+    """Which of `most` messages, evenly spread, are not signed by the key of this data directory."""
+    keyring = Keyring.open(data)
+    raw = base64.urlsafe_b64decode(keyring.public_key + "=")
+    key = Ed25519PublicKey.from_public_bytes(raw)
+    found: list[str] = []
+    for message in book.messages[:: max(1, len(book.messages) // most)]:
+        try:
+            key.verify(base64.b64decode(message.signature), message.body)
+        except InvalidSignature:
+            found.append(f"message {message.stream_seq} is not signed by {keyring.kid}")
+    return found
 
 
 def audit_differences(kept: Path, book: Book, scratch: Path) -> list[str]:

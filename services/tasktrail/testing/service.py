@@ -18,6 +18,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -34,6 +35,7 @@ T = TypeVar("T")
 READY_WITHIN_S = 60.0
 GONE_WITHIN_S = 30.0
 _POLL_S = 0.01
+_SETTLED_S = 2.5
 _SERVICE_FILE = "service.json"
 
 
@@ -167,7 +169,7 @@ class UpProcess:
 
     def _see_brokers_gone(self) -> None:
         for pid in self._brokers - {0}:
-            wait_for(f"the end of nats-server {pid}", lambda pid=pid: is_gone(pid))
+            wait_for(f"the end of nats-server {pid}", partial(is_gone, pid))
         self._brokers.clear()
 
     def kill_broker(self) -> int:
@@ -204,6 +206,22 @@ class UpProcess:
             return response.status, response.read()
         finally:
             connection.close()
+
+    def wait_until_level(self, within_s: float = READY_WITHIN_S) -> None:
+        """Wait until both projections hold everything that is on the trail, while nothing is fed.
+
+        Level for `_SETTLED_S`: what is folded is written within half a second, the trail's end looked at every second.
+        """
+        since = time.monotonic()
+
+        def settled() -> bool:
+            nonlocal since
+            parts = msgspec.json.decode(self.get("/readyz", token=False)[1])["parts"]
+            if any(part.get("behind", 0) for part in parts.values()):
+                since = time.monotonic()
+            return time.monotonic() - since > _SETTLED_S
+
+        wait_for("projections that are level with the trail", settled, within_s)
 
     def wait_until_ready(self, within_s: float = READY_WITHIN_S) -> None:
         """Wait until `/readyz` says so."""

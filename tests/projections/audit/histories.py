@@ -233,8 +233,8 @@ def some_command(trail: Trail, ref: str, draw: random.Random) -> TaskCommand:
 
 
 def mixed(entries: int, *, seed: int = 1, tasks_at_once: int = 8) -> Trail:
-    """A trail of at least so many entries: many tasks interleaved, refusals, accesses and denials among them."""
-    draw, trail = random.Random(seed), Trail()
+    """A trail of so many entries: many tasks interleaved, refusals, accesses and denials among them."""
+    draw, trail = random.Random(seed), Trail()  # noqa: S311 - the same trail for the same seed
     live: list[str] = []
     while len(trail.messages) < entries:
         if len(live) < tasks_at_once:
@@ -251,4 +251,5 @@ def mixed(entries: int, *, seed: int = 1, tasks_at_once: int = 8) -> Trail:
             trail.command(ref, some_command(trail, ref, draw))
         if len(trail.tasks[ref].commands) > draw.randrange(4, 12):
             live.remove(ref)
+    del trail.messages[entries:]
     return trail

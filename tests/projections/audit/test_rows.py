@@ -2,6 +2,7 @@
 
 import random
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -37,7 +38,7 @@ def epoch_ms(at: datetime | None) -> int | None:
 @settings(max_examples=60, deadline=None)
 def test_a_tasks_row_says_what_folding_its_events_says(seed: int, length: int) -> None:
     """`evolve` is the law: tasktrail.events.task."""
-    draw, trail = random.Random(seed), Trail()
+    draw, trail = random.Random(seed), Trail()  # noqa: S311 - the same trail for the same seed
     ref = trail.create()
     for _ in range(length):
         trail.command(ref, some_command(trail, ref, draw))
@@ -63,7 +64,7 @@ def test_rows_do_not_depend_on_where_batches_are_cut(cuts: list[int]) -> None:
     known: dict[str, TaskRow] = {}
     entries, events, denials, last = [], [], [], 0
     bounds = [0, *sorted(cuts), len(trail.messages)]
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         part = read(trail.messages[start:end], after=last, known=known)
         known |= part.created | part.changed
         entries += part.entries

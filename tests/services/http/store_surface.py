@@ -11,14 +11,14 @@ from tasktrail.services.http.surface import Asker, Batch, Health, Part, Readines
 
 
 class StoreSurface:
-    """Implements `Surface`. `asked` holds what was asked by whom; the tail gives what is put into `batches`."""
+    """Implements `Surface`. `asked` holds what was asked by whom; the tail gives `batches` until None."""
 
     def __init__(self, store: AuditStore, scene: Scene) -> None:
         self.store, self.scene = store, scene
         self.alive, self.behind = True, 0
         self.fails: Exception | None = None
         self.asked: list[tuple[str, Asker]] = []
-        self.batches: asyncio.Queue[Batch | Exception] = asyncio.Queue()
+        self.batches: asyncio.Queue[Batch | Exception | None] = asyncio.Queue()
 
     async def health(self) -> Health:
         return Health(alive=self.alive, detail="" if self.alive else "the auditor ended")
@@ -41,6 +41,8 @@ class StoreSurface:
         self.asked.append((f"tail {since}", asker))
         while True:
             batch = await self.batches.get()
+            if batch is None:
+                return
             if isinstance(batch, Exception):
                 raise batch
             yield batch

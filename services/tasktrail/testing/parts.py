@@ -1,0 +1,140 @@
+"""The parts of one service process on a broker of your own, with a clock that you set: no HTTP, no projections.
+
+Guarantees: each `parts` has a connection and an empty memory of its own, as another replica has; streams and keys are
+made when they are missing. Nothing runs by itself: what is folded is written by `recorder.flush()`.
+
+    clock = Clock()
+    async with parts(server.url, tmp_path, clock) as one:
+        view = await one.gate.create(…)
+        clock.advance(60_000)
+"""
+
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+
+import msgspec
+from nats.aio.client import Client
+from nats.js import JetStreamContext, api
+
+from tasktrail.events.subjects import TRAIL
+from tasktrail.services import trail
+from tasktrail.services.access.desk import Desk
+from tasktrail.services.access.gate import Gate
+from tasktrail.services.access.payloads import Payloads
+from tasktrail.services.access.recorder import Recorder
+from tasktrail.services.access.work import Work
+from tasktrail.services.connection import Connection
+from tasktrail.services.keyring import Keyring
+from tasktrail.services.ledger import Ledger
+from tasktrail.services.sealing import Vault
+from tasktrail.services.settings import Settings
+from tasktrail.services.states import States
+from tasktrail.testing.memory import Stored
+from tasktrail.testing.scenario import NOW_MS
+
+_FETCH = 500
+_READ_S = 10.0
+
+
+class Clock:
+    """Epoch milliseconds that move only when told to."""
+
+    def __init__(self, ms: int = NOW_MS) -> None:
+        self.ms = ms
+
+    def __call__(self) -> int:
+        """The time."""
+        return self.ms
+
+    def advance(self, ms: int) -> None:
+        """Move on."""
+        self.ms += ms
+
+
+class Parts(msgspec.Struct, kw_only=True):
+    """One process's parts."""
+
+    nc: Client
+    js: JetStreamContext
+    settings: Settings
+    keyring: Keyring
+    states: States
+    ledger: Ledger
+    vault: Vault
+    recorder: Recorder
+    gate: Gate
+    work: Work
+    desk: Desk
+
+
+@contextlib.asynccontextmanager
+async def parts(
+    url: str | Sequence[str],
+    data: Path,
+    clock: Clock | None = None,
+    settings: Settings | None = None,
+    *,
+    replicas: int = 1,
+) -> AsyncGenerator[Parts]:
+    """Connect and build; the connection is closed at the end."""
+    settings = settings or Settings(data=data, fold_ms=1_000)
+    servers = url if isinstance(url, str) else ",".join(url)
+    nc = await Connection.from_text(servers).connect("parts")
+    try:
+        js = nc.jetstream()  # pyright: ignore[reportUnknownMemberType]  # nats-py's options have no types
+        await trail.create(js, replicas=replicas)
+        keyring = Keyring.create(data)
+        states = States(nc, js, kept=settings.tasks_cached)
+        ledger = (
+            Ledger(nc, js, keyring, states, settings, clock) if clock else Ledger(nc, js, keyring, states, settings)
+        )
+        vault = Vault(js, keyring)
+        payloads = Payloads(vault, settings)
+        recorder = Recorder(ledger, fold_ms=settings.fold_ms)
+        gate = Gate(ledger, states, keyring, payloads, recorder, settings)
+        work = Work(ledger, states, payloads, recorder)
+        yield Parts(
+            nc=nc,
+            js=js,
+            settings=settings,
+            keyring=keyring,
+            states=states,
+            ledger=ledger,
+            vault=vault,
+            recorder=recorder,
+            gate=gate,
+            work=work,
+            desk=Desk(gate, work),
+        )
+    finally:
+        await nc.close()
+
+
+async def stored(js: JetStreamContext, first: int = 1) -> list[Stored]:
+    """Every message of the trail, from sequence `first` to what is its end now."""
+    last = (await js.stream_info(TRAIL)).state.last_seq
+    found: list[Stored] = []
+    if first > last:
+        return found
+    config = api.ConsumerConfig(
+        deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE,
+        opt_start_seq=first,
+        ack_policy=api.AckPolicy.NONE,
+        inactive_threshold=_READ_S,
+    )
+    subscription = await js.pull_subscribe(">", stream=TRAIL, config=config)
+    try:
+        while not found or found[-1].stream_seq < last:
+            found += [
+                Stored(
+                    stream_seq=one.metadata.sequence.stream,
+                    subject=one.subject,
+                    body=one.data,
+                    headers=dict(one.headers or {}),
+                )
+                for one in await subscription.fetch(min(_FETCH, last), timeout=_READ_S)
+            ]
+    finally:
+        await subscription.unsubscribe()
+    return [message for message in found if message.stream_seq <= last]

@@ -1,0 +1,179 @@
+"""The history of which each release leaves a golden copy here: every event type, every kind of authority.
+
+Written once for a release, never again; `test_golden.py` replays all copies for ever. The next release's:
+
+    uv run python tests/events/golden/history.py 0.2.0
+"""
+
+import sys
+from pathlib import Path
+
+import msgspec
+
+from tasktrail.events import decide, facts
+from tasktrail.events.authority import (
+    Actor,
+    Authority,
+    BindingCheck,
+    BindingMode,
+    Level,
+    PolicyDecision,
+    Principal,
+    PrincipalKind,
+    Request,
+    Trigger,
+)
+from tasktrail.events.subjects import access_subject, control_subject, denied_subject, task_ref
+from tasktrail.projections import current
+from tasktrail.projections.current import State
+from tasktrail.testing.memory import MemoryTrail
+from tasktrail.testing.scenario import ANA, ELICITATION, NOW_MS, TTL_MS, authority, create, sealed
+
+HERE = Path(__file__).parent
+TENANT = ANA.tenant
+
+
+class Story:
+    """A trail whose clock moves a second with every entry."""
+
+    def __init__(self) -> None:
+        self.at_ms = NOW_MS
+        self.trail = MemoryTrail(clock=lambda: self.at_ms)
+        self.states: dict[str, State] = {}
+
+    def do(self, name: str, command: decide.TaskCommand, who: Authority | None = None) -> str:
+        """One command on the task of this name; each payload's blob is its own name."""
+        self.at_ms += 1_000
+        ref = task_ref(b"golden" * 6, name)
+        blobs = {blob: blob.encode() for blob in ("handle", "arguments", "message", "result", "error", "response.a")}
+        blobs |= {f"request.{key}": key.encode() for key in ("a", "b", "größe")}
+        done = self.trail.record(TENANT, ref, command, who or authority(), blobs)
+        self.states[ref] = done.state
+        return ref
+
+    async def note(self, subject: str, event: facts.Event, who: Authority, ref: str = "") -> None:
+        """One entry outside a chain."""
+        self.at_ms += 1_000
+        await self.trail.note(subject, TENANT, who, (event,), ref)
+
+
+def worker() -> Authority:
+    """The MCP server, doing the work."""
+    machine = Principal(iss="tasktrail", sub="server:reports", kind=PrincipalKind.MACHINE, level=Level.VOUCHED)
+    decision = PolicyDecision(
+        effect="allow", reason="server-runs-task", policy_sha256="p" * 64, policy_version="builtin-1", input_sha256="i"
+    )
+    return Authority(trigger=Trigger.WORKER, tenant=TENANT, principal=machine, created_by="c" * 32, decision=decision)
+
+
+def timer() -> Authority:
+    """The service's own clock."""
+    return Authority(trigger=Trigger.TIMER, tenant=TENANT)
+
+
+def stranger() -> Authority:
+    """Somebody through an agent, without a right to the task."""
+    who = authority(msgspec.structs.replace(ANA, sub="eve"), level=Level.VERIFIED)
+    request = Request(
+        method="tasks/get",
+        server="reports",
+        wire="mcp/2026-07-28",
+        protocol_version="2026-07-28",
+        rpc_id="7",
+        traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01",
+        address="192.0.2.7",
+        address_level=Level.ASSERTED,
+        forwarded_for="198.51.100.1",
+    )
+    differs = BindingCheck(mode=BindingMode.EXACT, differs=("sub",))
+    return msgspec.structs.replace(
+        who, actors=(Actor(sub="agent", level=Level.VERIFIED),), binding=differs, request=request
+    )
+
+
+def ask(made: str, *keys: str) -> decide.RequestInput:
+    """Requests for input."""
+    asks = tuple(decide.Ask(key=key, method=ELICITATION, request=sealed(f"request.{key}")) for key in keys)
+    return decide.RequestInput(id=made, asks=asks)
+
+
+async def written() -> Story:
+    """The whole story."""
+    story = Story()
+    await story.note(
+        control_subject("_"),
+        facts.KeyActivated(at_ms=NOW_MS, purpose="signing", kid="k" * 16, algorithm="Ed25519", public_key="P" * 43),
+        timer(),
+    )
+    talk = story.do("talk", create("c1", requested_ttl_ms=None, client_extensions=("io.modelcontextprotocol/tasks",)))
+    story.do("talk", decide.ReportStatus(id="r1", message=sealed("message"), progress=1, total=3.5), worker())
+    story.do("talk", ask("a1", "a", "b", "größe"), worker())
+    accepted = decide.Answer(key="a", action="accept", response=sealed("response.a"))
+    story.do("talk", decide.RespondToInput(id="u1", answers=(accepted, decide.Answer(key_sha256="d" * 64))))
+    story.do("talk", decide.RespondToInput(id="u2", answers=(decide.Answer(key="b", fault="`x` is missing"),)))
+    rest = [decide.Answer(key=key, action="decline", response=sealed(f"response.{key}")) for key in ("b", "größe")]
+    story.do("talk", decide.RespondToInput(id="u3", answers=(*rest, accepted)))
+    await story.note(
+        access_subject(TENANT, talk),
+        facts.TaskPolled(at_ms=story.at_ms, method="tasks/get", status="working", count=3, first_ms=1, last_ms=2),
+        authority(),
+        talk,
+    )
+    await story.note(access_subject(TENANT, talk), facts.SubscriptionOpened(at_ms=story.at_ms), authority(), talk)
+    story.do("talk", decide.CompleteTask(id="e1", result=sealed("result"), is_error=True), worker())
+    await story.note(
+        access_subject(TENANT, talk),
+        facts.ResultDisclosed(
+            at_ms=story.at_ms, payloads=("result",), sha256=("a" * 64,), nth=2, count=2, method="tasks/get"
+        ),
+        authority(),
+        talk,
+    )
+    closed = facts.SubscriptionClosed(at_ms=story.at_ms, pushes=4, reason="terminal")
+    await story.note(access_subject(TENANT, talk), closed, authority(), talk)
+    story.do("talk", decide.CancelTask(id="x1"))
+    story.do("stop", create("c2", binding_mode=BindingMode.USER, task_support=facts.TaskSupport.REQUIRED))
+    story.do("stop", decide.CancelTask(id="x2"))
+    story.do("stop", decide.StopTask(id="s2"), worker())
+    story.do("fail", create("c3", arguments=None))
+    story.do("fail", decide.FailTask(id="f3", error=sealed("error"), code=-32000), worker())
+    story.do("lose", create("c4"))
+    story.do("lose", decide.LoseWorker(id="l4", cause="shutdown", error=sealed("error"), code=-32603), worker())
+    story.do("late", create("c5"))
+    story.do("late", ask("a5", "a"), worker())
+    denied = facts.AccessDenied(
+        at_ms=story.at_ms,
+        method="tasks/get",
+        code=-32602,
+        count=3,
+        first_ms=1,
+        last_ms=2,
+        reasons={"other-identity-context": 2, "no-such-task": 1},
+        refs={talk: 2},
+    )
+    await story.note(denied_subject(TENANT), denied, stranger())
+    query = facts.QueryRun(at_ms=story.at_ms, query="timeline", parameters={"task": talk}, rows=9)
+    rejected = facts.EntryRejected(at_ms=story.at_ms, stream_seq=9, sha256="e" * 64, reason="chain_broken")
+    gap = facts.GapFound(at_ms=story.at_ms, what="folded polls", since_ms=1, until_ms=2, cause="crash")
+    for event in (query, rejected, gap):
+        await story.note(control_subject(TENANT), event, timer())
+    story.at_ms += TTL_MS
+    story.do("late", decide.ExpireTask(id="timer:expire"), timer())
+    story.do("talk", decide.ExpireTask(id="timer:expire"), timer())
+    return story
+
+
+async def main(version: str) -> None:
+    """Write the golden copy of a release, unless there is one."""
+    story = await written()
+    with (HERE / f"{version}.jsonl").open("xb") as file:
+        file.writelines(message.body + b"\n" for message in story.trail.messages)
+    with (HERE / f"{version}.states.json").open("xb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(story.states), indent=1) + b"\n")
+    assert all(current.decode(current.encode(state)) == state for state in story.states.values())
+
+
+if __name__ == "__main__":
+    import asyncio
+
+    asyncio.run(main(sys.argv[1]))

@@ -1,0 +1,189 @@
+"""Random histories: what holds whatever commands come, in whatever order, at whatever time. Source: style 1, 10."""
+
+import itertools
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasktrail.events.decide import (
+    Answer,
+    Ask,
+    CancelTask,
+    CompleteTask,
+    ExpireTask,
+    FailTask,
+    LoseWorker,
+    ReportStatus,
+    RequestInput,
+    RespondToInput,
+    StopTask,
+    TaskCommand,
+    decide,
+)
+from tasktrail.events.entry import decode, encode, leaf_hash
+from tasktrail.events.errors import ChainBroken
+from tasktrail.events.facts import CommandRefused, InputRequested, TaskEvent
+from tasktrail.events.subjects import task_ref
+from tasktrail.events.task import OnTask, Task, apply, evolve, replay
+from tasktrail.testing.memory import MemoryTrail
+from tasktrail.testing.scenario import ANA, ELICITATION, NOW_MS, TTL_MS, authority, create, sealed
+
+REF = task_ref(b"k" * 32, "a task")
+
+keys = st.sampled_from(["a", "b", "c", ""])
+payloads = st.builds(sealed, st.just("payload"), st.sampled_from(["one", "two"]))
+answers = st.builds(
+    Answer,
+    key=keys,
+    key_sha256=st.just("d" * 64),
+    action=st.just("accept"),
+    response=st.none() | payloads,
+    fault=st.sampled_from(["", "", "", "wrong"]),
+)
+asks = st.builds(Ask, key=keys, method=st.just(ELICITATION), request=payloads)
+fixed = {"id": st.just("")}
+commands: st.SearchStrategy[TaskCommand] = st.one_of(
+    st.builds(create, st.just("")),
+    st.builds(ReportStatus, message=st.none() | payloads, **fixed),
+    st.builds(RequestInput, asks=st.lists(asks, max_size=3).map(tuple), **fixed),
+    st.builds(RespondToInput, answers=st.lists(answers, max_size=4).map(tuple), **fixed),
+    st.builds(CompleteTask, result=payloads, is_error=st.booleans(), **fixed),
+    st.builds(FailTask, error=payloads, code=st.integers(-32999, -1), **fixed),
+    st.builds(CancelTask, **fixed),
+    st.builds(StopTask, **fixed),
+    st.builds(ExpireTask, **fixed),
+    st.builds(LoseWorker, cause=st.just("lease"), error=payloads, code=st.just(-1), **fixed),
+)
+steps = st.lists(st.tuples(commands, st.sampled_from([0, 1, 1_000, TTL_MS])), max_size=25)
+
+
+def run(sequence: list[tuple[TaskCommand, int]]) -> tuple[list[Task], list[TaskEvent]]:
+    """Commands in order, each so many milliseconds after the one before: the states and the events."""
+    at_ms, tasks, events = NOW_MS, [replay(decide(create(at_ms=NOW_MS), None))], [*decide(create(at_ms=NOW_MS), None)]
+    for number, (command, later_ms) in enumerate(sequence):
+        at_ms += later_ms
+        task = tasks[-1]
+        for event in decide(msgspec.structs.replace(command, id=f"c{number}", at_ms=at_ms), task):
+            task = evolve(task, event)
+            events.append(event)
+        tasks.append(task)
+    return tasks, events
+
+
+def visible(task: Task) -> object:
+    """What a client is shown, but the times."""
+    return task.status, task.message, dict(task.inputs), task.result, task.error, task.is_error
+
+
+@pytest.mark.requirement("L2")
+@given(steps)
+def test_a_terminal_status_is_never_left_and_last_updated_moves_with_what_is_shown_only(
+    sequence: list[tuple[TaskCommand, int]],
+) -> None:
+    """Feature L2."""
+    tasks, _ = run(sequence)
+    for before, after in itertools.pairwise(tasks):
+        assert not before.status.terminal or visible(after) == visible(before)
+        if visible(after) == visible(before):
+            assert after.last_updated_at_ms == before.last_updated_at_ms
+        assert after.last_updated_at_ms >= before.last_updated_at_ms
+        assert before.expired_at_ms is None or after == before
+        assert (after.binding, after.expires_at_ms, after.handle) == (
+            before.binding,
+            before.expires_at_ms,
+            before.handle,
+        )
+
+
+@pytest.mark.requirement("L7")
+@given(steps)
+def test_keys_are_asked_once_and_an_answer_is_never_changed(sequence: list[tuple[TaskCommand, int]]) -> None:
+    """Feature L7: keys unique for life; repeated answers change nothing."""
+    tasks, events = run(sequence)
+    asked = [event.key for event in events if isinstance(event, InputRequested)]
+    assert len(asked) == len(set(asked))
+    for before, after in itertools.pairwise(tasks):
+        for key, one in before.inputs.items():
+            assert after.inputs[key].request == one.request
+            assert one.response is None or after.inputs[key] == one
+        if after.status == "working":
+            assert not after.outstanding
+
+
+@pytest.mark.requirement("L2")
+@given(steps)
+def test_the_state_is_the_replay_of_the_events_and_a_refusal_changes_nothing(
+    sequence: list[tuple[TaskCommand, int]],
+) -> None:
+    """Style 1: `evolve` is all there is to a state."""
+    tasks, events = run(sequence)
+    assert replay(events) == tasks[-1]
+    assert replay([event for event in events if not isinstance(event, CommandRefused)]) == tasks[-1]
+
+
+def chained(sequence: list[tuple[TaskCommand, int]]) -> tuple[list[bytes], Task]:
+    """The entries that the commands make, and the task's state after them."""
+    now = NOW_MS
+    trail = MemoryTrail(clock=lambda: now)
+    done = trail.record(ANA.tenant, REF, create(), authority())
+    for number, (command, later_ms) in enumerate(sequence):
+        now += later_ms
+        done = trail.record(ANA.tenant, REF, msgspec.structs.replace(command, id=f"c{number}"), authority())
+    return [message.body for message in trail.messages], done.state.task
+
+
+def folded(bodies: list[bytes]) -> Task | None:
+    task: Task | None = None
+    for body in bodies:
+        task = apply(task, decode(body), leaf_hash(body))
+    return task
+
+
+@pytest.mark.requirement("T1", "L2")
+@given(steps)
+def test_a_chain_folds_to_the_state_it_was_written_from(sequence: list[tuple[TaskCommand, int]]) -> None:
+    """Feature T6 begins here: any two replays agree."""
+    bodies, task = chained(sequence)
+    assert folded(bodies) == task
+    assert [encode(decode(body)) for body in bodies] == bodies
+
+
+@pytest.mark.requirement("T1")
+@given(steps, st.data())
+@settings(max_examples=50)
+def test_a_break_in_the_chain_is_found(sequence: list[tuple[TaskCommand, int]], data: st.DataObject) -> None:
+    """Design section 7: `task_seq` and `prev`. A change of the last entry is found by its signature, not here."""
+    bodies, _ = chained([(ReportStatus(id="", message=sealed("message", "x")), 1), *sequence])
+    at = data.draw(st.integers(0, len(bodies) - 2), label="at")
+    changed = encode(msgspec.structs.replace(decode(bodies[at]), recorded_at="1999-01-01T00:00:00.000Z"))
+    kind = data.draw(st.sampled_from(["removed", "repeated", "swapped", "changed"]), label="kind")
+    broken = {
+        "removed": [*bodies[:at], *bodies[at + 1 :]],
+        "repeated": [*bodies[: at + 1], *bodies[at:]],
+        "swapped": [*bodies[:at], bodies[at + 1], bodies[at], *bodies[at + 2 :]],
+        "changed": [*bodies[:at], changed, *bodies[at + 1 :]],
+    }[kind]
+    with pytest.raises(ChainBroken):
+        folded(broken)
+
+
+events_anyhow: st.SearchStrategy[list[Any]] = steps.map(lambda sequence: run(sequence)[1])
+
+
+@pytest.mark.requirement("L2")
+@given(st.lists(events_anyhow, min_size=2, max_size=3), st.randoms(use_true_random=False))
+def test_no_order_of_events_leaves_a_terminal_status(histories: list[list[OnTask]], order: Any) -> None:  # noqa: ANN401
+    """`evolve` is total: an order that cannot be is `ChainBroken`, never another state and never another error."""
+    events = [event for history in histories for event in history]
+    order.shuffle(events)
+    task = replay(decide(create(at_ms=NOW_MS), None))
+    for event in events:
+        before = task
+        try:
+            task = evolve(task, event)
+        except ChainBroken:
+            continue
+        assert not before.status.terminal or visible(task) == visible(before)

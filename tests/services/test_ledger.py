@@ -1,0 +1,572 @@
+"""The Ledger on one real server, and the memory trail by the same contract. Source: design sections 1, 7 and 8.
+
+Promise 1: durable before visible, one entry for a command, an answer in time that says what may have been written.
+"""
+
+import asyncio
+import base64
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from nats.js.errors import NotFoundError
+
+from tasktrail.events import decide
+from tasktrail.events.authority import Authority, Trigger
+from tasktrail.events.entry import KEY_ID, MSG_ID, SIGNATURE
+from tasktrail.events.errors import CommandReused, MaybeWritten, NothingWritten, TaskNotFound, TooLarge, Unavailable
+from tasktrail.events.facts import CommandRefused, Event, GapFound, Status, TaskCreated
+from tasktrail.events.subjects import TRAIL, control_subject, task_ref, task_subject
+from tasktrail.events.task import COMMANDS_KEPT, Outcome
+from tasktrail.projections.current import State
+from tasktrail.services import trail
+from tasktrail.services.ledger import Recorded
+from tasktrail.services.settings import Settings
+from tasktrail.testing.memory import MemoryTrail, Stored, folded
+from tasktrail.testing.nats import NatsServer
+from tasktrail.testing.parts import Clock, Parts, parts, stored
+from tasktrail.testing.scenario import ANA, ELICITATION, NOW_MS, TTL_MS, authority, create, sealed
+
+TENANT = ANA.tenant
+QUICK = Settings(answer_within_ms=300, resolve_for_ms=5_000)
+
+
+def ref_of(name: str) -> str:
+    return task_ref(b"k" * 32, name)
+
+
+REF = ref_of("a task")
+
+
+def report(made: str) -> decide.ReportStatus:
+    """A status text of its own, so that it is always a change."""
+    return decide.ReportStatus(id=made, message=sealed("message", made))
+
+
+def complete(made: str = "done", text: str = "") -> decide.CompleteTask:
+    return decide.CompleteTask(id=made, result=sealed("result", text))
+
+
+class Trail(Protocol):
+    """What both implementations do."""
+
+    on_recorded: Callable[[State], Awaitable[None]] | None
+
+    async def submit(
+        self,
+        tenant: str,
+        ref: str,
+        command: decide.TaskCommand,
+        authority: Authority,
+        sealed: dict[str, bytes] | None = None,
+    ) -> Recorded: ...
+
+    async def note(
+        self, subject: str, tenant: str, authority: Authority, events: tuple[Event, ...], ref: str = ""
+    ) -> str: ...
+
+
+class Contract(msgspec.Struct):
+    """A trail under test, what answers polls of it, and all that is on it."""
+
+    trail: Trail
+    of: Callable[[str, str], Awaitable[State | None]]
+    stored: Callable[[], Awaitable[Sequence[Stored]]]
+    clock: Clock
+
+    async def do(self, command: decide.TaskCommand, who: Authority | None = None, **blobs: bytes) -> Recorded:
+        return await self.trail.submit(TENANT, REF, command, who or authority(), blobs)
+
+    async def commands(self) -> list[str]:
+        """Commands on the trail in order; fails when a chain is broken or an entry is there twice."""
+        messages = await self.stored()
+        folded(messages)
+        return [message.entry.command for message in messages]
+
+
+@pytest.fixture(params=["memory", "jetstream"])
+async def contract(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Contract]:
+    """Give each implementation."""
+    clock = Clock()
+    if request.param == "jetstream":
+        server: NatsServer = request.getfixturevalue("fresh_nats")
+        async with parts(server.url, tmp_path, clock) as one:
+            yield Contract(one.ledger, one.states.of, lambda: stored(one.js), clock)
+        return
+    memory = MemoryTrail(clock)
+
+    async def messages() -> Sequence[Stored]:
+        return memory.messages
+
+    yield Contract(memory, memory.of, messages, clock)
+
+
+@pytest.mark.requirement("L1", "L5")
+async def test_a_command_that_is_answered_can_be_read(contract: Contract) -> None:
+    """L5: the handle is not returned before a poll would resolve it."""
+    assert await contract.of(TENANT, REF) is None
+    made = await contract.do(create())
+    assert (made.outcome, made.repeated, made.state.task.status) == (Outcome.ACCEPTED, False, Status.WORKING)
+    assert await contract.of(TENANT, REF) == made.state
+    done = await contract.do(complete())
+    assert await contract.of(TENANT, REF) == done.state
+    assert done.state.task.created_by == made.entry_id
+    assert await contract.of("globex", REF) is None
+
+
+@pytest.mark.requirement("L2", "T1")
+async def test_a_repeated_command_returns_the_first_outcome_and_writes_nothing(contract: Contract) -> None:
+    """Design section 7: one command, one entry; a repeat returns the first outcome, also when that was a refusal."""
+    first = await contract.do(create())
+    ended = await contract.do(complete())
+    refused = await contract.do(complete("late", "other"))
+    for command, before in ((create(), first), (complete(), ended), (complete("late", "other"), refused)):
+        again = await contract.do(command)
+        assert again.repeated
+        assert (again.outcome, again.reason, again.entry_id) == (before.outcome, before.reason, before.entry_id)
+        assert again.state == refused.state
+    assert await contract.commands() == ["CreateTask", "CompleteTask", "CompleteTask"]
+
+
+@pytest.mark.requirement("T1")
+async def test_another_command_under_a_used_id_is_refused_and_not_written(contract: Contract) -> None:
+    """`CommandReused`: two different wishes under one id are a fault of the caller's adapter."""
+    await contract.do(create())
+    await contract.do(report("r"))
+    with pytest.raises(CommandReused, match="'r' was used before for another command"):
+        await contract.do(decide.CancelTask(id="r"))
+    with pytest.raises(CommandReused):
+        await contract.do(decide.ReportStatus(id="r", message=sealed("message", "another text")))
+    assert await contract.commands() == ["CreateTask", "ReportStatus"]
+
+
+@pytest.mark.requirement("L2", "T1")
+async def test_a_refusal_is_on_the_trail_and_returned(contract: Contract) -> None:
+    """L2: illegal transitions are refused and recorded."""
+    await contract.do(create())
+    await contract.do(complete())
+    refused = await contract.do(decide.CancelTask(id="c"))
+    assert (refused.outcome, refused.reason) == (Outcome.REFUSED, "terminal")
+    (event,) = (await contract.stored())[-1].entry.events
+    assert isinstance(event, CommandRefused)
+    assert (event.command, event.status, event.reason) == ("CancelTask", "completed", "terminal")
+
+
+@pytest.mark.requirement("T1")
+async def test_a_command_without_a_task_writes_nothing_that_could_stand_in_its_way(contract: Contract) -> None:
+    """A chain begins with a creation or not at all."""
+    for command in (report("r"), decide.CancelTask(id="c"), decide.ExpireTask(id="e")):
+        with pytest.raises(TaskNotFound):
+            await contract.do(command)
+    assert await contract.stored() == []
+    assert (await contract.do(create())).outcome is Outcome.ACCEPTED
+
+
+@pytest.mark.requirement("L2")
+async def test_what_changes_nothing_is_not_written(contract: Contract) -> None:
+    """Design section 5: the same status text again."""
+    await contract.do(create())
+    await contract.do(report("r"))
+    same = await contract.do(decide.ReportStatus(id="r2", message=sealed("message", "r")))
+    assert (same.outcome, same.events) == (Outcome.UNCHANGED, ())
+    assert await contract.commands() == ["CreateTask", "ReportStatus"]
+
+
+@pytest.mark.requirement("R1")
+async def test_only_what_the_events_commit_to_travels(contract: Contract) -> None:
+    """A refused command leaves no payload on the trail."""
+    await contract.do(create(), handle=b"h", arguments=b"a", stray=b"s")
+    await contract.do(complete(), result=b"42")
+    await contract.do(complete("late"), result=b"43")
+    entries = [message.entry for message in await contract.stored()]
+    assert [entry.sealed for entry in entries] == [{"handle": b"h", "arguments": b"a"}, {"result": b"42"}, {}]
+
+
+@pytest.mark.requirement("T1")
+async def test_an_entry_says_who_and_what(contract: Contract) -> None:
+    """Design section 7: v, id, tenant, task_ref, task_seq, prev, recorded_at, authority, events, sealed."""
+    done = await contract.do(create())
+    (message,) = await contract.stored()
+    entry = message.entry
+    assert message.subject == task_subject(TENANT, REF)
+    assert (entry.v, entry.id, entry.tenant, entry.task_ref) == (1, done.entry_id, TENANT, REF)
+    assert (entry.task_seq, entry.prev, entry.command) == (1, "", "CreateTask")
+    assert entry.recorded_at == "2027-01-15T08:00:00.000Z"
+    assert entry.authority == authority()
+    assert isinstance(entry.events[0], TaskCreated)
+
+
+async def test_the_clock_of_a_task_does_not_go_back(contract: Contract) -> None:
+    """`lastUpdatedAt` would otherwise move backwards when the wall clock does."""
+    await contract.do(create())
+    contract.clock.advance(-5_000)
+    done = await contract.do(report("r"))
+    assert done.state.task.last_updated_at_ms == NOW_MS
+
+
+@pytest.mark.requirement("L1")
+async def test_a_timers_command_id_is_nobody_elses(contract: Contract) -> None:
+    """Timers' ids are fixed: an adapter that used one could keep a task from ever ending."""
+    await contract.do(create())
+    await contract.do(report("timer:expire"))
+    contract.clock.advance(TTL_MS)
+    timer = Authority(trigger=Trigger.TIMER, tenant=TENANT)
+    ended = await contract.do(decide.ExpireTask(id="timer:expire"), timer)
+    assert (ended.outcome, ended.state.task.status) == (Outcome.ACCEPTED, Status.CANCELLED)
+
+
+async def test_listeners_hear_of_each_entry_once_and_cannot_spoil_it(contract: Contract) -> None:
+    """What is on the trail is on it, whatever becomes of telling it."""
+    heard: list[int] = []
+
+    async def listen(state: State) -> None:
+        heard.append(state.task.seq)
+        if state.task.status is Status.COMPLETED and isinstance(contract.trail, MemoryTrail):
+            return
+        if state.task.status is Status.COMPLETED:
+            message = "a listener's own fault"
+            raise ValueError(message)
+
+    contract.trail.on_recorded = listen
+    await contract.do(create())
+    await contract.do(create())
+    await contract.do(report("r"))
+    await contract.do(decide.ReportStatus(id="again", message=sealed("message", "r")))
+    assert (await contract.do(complete())).outcome is Outcome.ACCEPTED
+    assert heard == [1, 2, 3]
+
+
+@pytest.mark.requirement("T1")
+async def test_notes_stand_beside_the_chains(contract: Contract) -> None:
+    """Design section 7: access, denied and control entries carry no expected sequence."""
+    await contract.do(create())
+    gap = GapFound(at_ms=NOW_MS, what="polls", since_ms=1, until_ms=2, cause="test")
+    ids = [await contract.trail.note(control_subject("_"), "_", authority(), (gap,)) for _ in range(2)]
+    await contract.do(complete())
+    entries = [message.entry for message in await contract.stored()]
+    assert [entry.task_seq for entry in entries] == [1, 0, 0, 2]
+    assert [entry.id for entry in entries[1:3]] == ids
+    assert len(set(ids)) == 2
+    assert await contract.commands() == ["CreateTask", "", "", "CompleteTask"]
+
+
+# --- one real server ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def suspended(server: NatsServer) -> Iterator[None]:
+    """A server that does not answer: the process is stopped, its connections stay open."""
+    os.kill(server.broker.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.broker.pid, signal.SIGCONT)
+
+
+async def do(one: Parts, command: decide.TaskCommand, ref: str = REF) -> Recorded:
+    return await one.ledger.submit(TENANT, ref, command, authority())
+
+
+async def until_told(one: Parts, command: decide.TaskCommand, ref: str = REF, within_s: float = 30.0) -> Recorded:
+    """As a caller should: the same command until its outcome is known."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            return await do(one, command, ref)
+        except Unavailable as error:
+            assert time.monotonic() < deadline, f"no outcome within {within_s} s; last: {error}"
+
+
+@pytest.mark.requirement("T1")
+async def test_an_entry_is_signed_over_its_exact_bytes(fresh_nats: NatsServer, tmp_path: Path) -> None:
+    """Design section 7, headers: `Nats-Msg-Id` is the entry's id; Ed25519 over the body; the key's id."""
+    async with parts(fresh_nats.url, tmp_path) as one:
+        await do(one, create())
+        await one.ledger.note(control_subject("_"), "_", authority(), ())
+        public = Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(one.keyring.public_key + "="))
+        for message in await stored(one.js):
+            public.verify(base64.b64decode(message.headers[SIGNATURE]), message.body)
+            assert message.headers[MSG_ID] == message.entry.id
+            assert message.headers[KEY_ID] == one.keyring.kid
+
+
+@pytest.mark.requirement("T1", "L2")
+async def test_one_command_sent_at_once_by_many_is_one_entry(fresh_nats: NatsServer, tmp_path: Path) -> None:
+    """From one process and from several, each with a connection and a memory of its own."""
+    async with AsyncExitStack() as stack:
+        several = [await stack.enter_async_context(parts(fresh_nats.url, tmp_path)) for _ in range(4)]
+        made = await asyncio.gather(*(do(one, create()) for one in several for _ in range(8)))
+        ended = await asyncio.gather(*(until_told(one, complete()) for one in several for _ in range(8)))
+        assert {done.outcome for done in (*made, *ended)} == {Outcome.ACCEPTED}
+        assert len({done.entry_id for done in made}) == len({done.entry_id for done in ended}) == 1
+        messages = await stored(several[0].js)
+    assert [message.entry.command for message in messages] == ["CreateTask", "CompleteTask"]
+
+
+@pytest.mark.requirement("T1")
+async def test_two_commands_at_once_under_one_id_are_not_one(fresh_nats: NatsServer, tmp_path: Path) -> None:
+    """Also while the first is still under way: neither is given the other's outcome."""
+    async with parts(fresh_nats.url, tmp_path) as one:
+        await do(one, create())
+        both = await asyncio.gather(do(one, complete("x")), do(one, decide.CancelTask(id="x")), return_exceptions=True)
+        assert isinstance(both[0], Recorded)
+        assert both[0].state.task.status is Status.COMPLETED
+        assert isinstance(both[1], CommandReused)
+        assert len(await stored(one.js)) == 2
+
+
+@pytest.mark.requirement("T1", "L2")
+async def test_writers_on_one_task_are_ordered_and_lose_nothing(fresh_nats: NatsServer, tmp_path: Path) -> None:
+    """Optimistic concurrency on the task's subject (design section 8); conflicts are retried, then told."""
+    async with AsyncExitStack() as stack:
+        several = [await stack.enter_async_context(parts(fresh_nats.url, tmp_path)) for _ in range(4)]
+        await do(several[0], create())
+        sent = [(one, report(f"{number}-{each}")) for number, one in enumerate(several) for each in range(15)]
+        done = await asyncio.gather(*(until_told(one, command) for one, command in sent))
+        states = folded(await stored(several[0].js))
+        assert {one.outcome for one in done} == {Outcome.ACCEPTED}
+        assert states[REF].task.seq == 1 + len(sent)
+        assert {one.entry_id for one in done} < set(states[REF].task.commands)
+        polled = await asyncio.gather(*(one.states.of(TENANT, REF) for one in several))
+        assert polled == [states[REF]] * 4
+
+
+@pytest.mark.requirement("T1")
+async def test_writers_on_many_tasks_do_not_hinder_each_other(fresh_nats: NatsServer, tmp_path: Path) -> None:
+    """Each task has its own subject; every acknowledged command is there exactly once."""
+    async with AsyncExitStack() as stack:
+        several = [await stack.enter_async_context(parts(fresh_nats.url, tmp_path)) for _ in range(3)]
+
+        async def life(number: int) -> None:
+            for step, command in enumerate((create(), report("r"), decide.CancelTask(id="c"), decide.StopTask(id="s"))):
+                done = await do(several[(number + step) % 3], command, ref_of(str(number)))
+                assert (done.outcome, done.repeated) == (Outcome.ACCEPTED, False)
+
+        await asyncio.gather(*(life(number) for number in range(40)))
+        states = folded(await stored(several[0].js))
+        assert len(states) == 40
+        assert {(state.task.seq, state.task.status) for state in states.values()} == {(4, Status.CANCELLED)}
+
+
+@pytest.mark.requirement("T1")
+async def test_a_process_that_begins_anew_knows_the_commands_of_the_one_before(
+    fresh_nats: NatsServer, tmp_path: Path
+) -> None:
+    """Accepted command ids live in the task's state (design section 7), also over a restart of the broker."""
+    async with parts(fresh_nats.url, tmp_path) as one:
+        first = await do(one, create())
+        await do(one, complete())
+    fresh_nats.kill()
+    fresh_nats.restart()
+    async with parts(fresh_nats.url, tmp_path) as one:
+        again = await do(one, create())
+        assert again.repeated
+        assert again.entry_id == first.entry_id
+        assert again.state.task.status is Status.COMPLETED
+        with pytest.raises(CommandReused):
+            await do(one, decide.CancelTask(id="done"))
+        assert len(await stored(one.js)) == 2
+
+
+@pytest.mark.requirement("T1")
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_command_that_another_process_recorded_meanwhile_is_found(
+    fresh_nats: NatsServer, tmp_path: Path, *, known: bool
+) -> None:
+    """On one replica a retry answers 10071, or `duplicate` when its state is the latest (design section 8)."""
+    async with parts(fresh_nats.url, tmp_path) as one, parts(fresh_nats.url, tmp_path) as other:
+        await do(one, create())
+        if known:
+            await do(other, create())
+        await do(one, complete())
+        late = await do(other, complete())
+        assert late.repeated
+        assert late.state.task.status is Status.COMPLETED
+        assert len(await stored(one.js)) == 2
+
+
+@pytest.mark.requirement("T1")
+async def test_a_repeat_of_long_ago_is_found_by_the_stream(fresh_nats: NatsServer, tmp_path: Path) -> None:
+    """A task remembers its last commands; within JetStream's window the stream knows the others."""
+    async with parts(fresh_nats.url, tmp_path) as one:
+        await do(one, create())
+        for number in range(COMMANDS_KEPT + 1):
+            await do(one, report(f"r{number}"))
+        before = len(await stored(one.js))
+        again = await do(one, report("r0"))
+        assert again.repeated
+        assert again.outcome is Outcome.ACCEPTED
+        with pytest.raises(CommandReused):
+            await do(one, decide.CancelTask(id="r0"))
+        assert len(await stored(one.js)) == before
+
+
+@pytest.mark.requirement("T1")
+async def test_a_silent_broker_is_answered_in_time_and_the_outcome_is_found_later(
+    fresh_nats: NatsServer, tmp_path: Path
+) -> None:
+    """Promise 1: never a hang; "may have been written", and the same command id returns the outcome."""
+    heard: list[int] = []
+
+    async def listen(state: State) -> None:
+        heard.append(state.task.seq)
+
+    async with parts(fresh_nats.url, tmp_path) as one:
+        await do(one, create())
+        one.ledger.on_recorded = listen
+        with suspended(fresh_nats):
+            before = time.monotonic()
+            with pytest.raises(MaybeWritten, match="same command id"):
+                await do(one, complete())
+            took_s = time.monotonic() - before
+        assert 1.9 < took_s < 3.0
+        done = await until_told(one, complete())
+        assert (done.outcome, done.state.task.status) == (Outcome.ACCEPTED, Status.COMPLETED)
+        assert [message.entry.command for message in await stored(one.js)] == ["CreateTask", "CompleteTask"]
+        assert 2 in heard
+
+
+@pytest.mark.requirement("T1")
+async def test_two_callers_of_one_command_are_told_the_same_of_it(fresh_nats: NatsServer, tmp_path: Path) -> None:
+    """The second must not hear "nothing was written" of what the first sent."""
+    async with parts(fresh_nats.url, tmp_path, settings=QUICK) as one:
+        await do(one, create())
+        with suspended(fresh_nats):
+            both = await asyncio.gather(do(one, complete()), do(one, complete()), return_exceptions=True)
+        assert [type(error) for error in both] == [MaybeWritten, MaybeWritten]
+        assert (await until_told(one, complete())).outcome is Outcome.ACCEPTED
+
+
+@pytest.mark.requirement("T1")
+async def test_what_was_not_written_is_not_written_later(fresh_nats: NatsServer, tmp_path: Path) -> None:
+    """`NothingWritten` is a promise: the caller may turn away, and nothing of it happens behind their back."""
+    async with parts(fresh_nats.url, tmp_path, settings=QUICK) as one, parts(fresh_nats.url, tmp_path) as other:
+        await do(other, create())
+        with suspended(fresh_nats):
+            with pytest.raises(NothingWritten, match="nothing was written"):
+                await do(one, complete("never"))
+        assert (await until_told(one, report("r"))).state.task.seq == 2  # took its turn after the one given up
+        assert [message.entry.command for message in await stored(one.js)] == ["CreateTask", "ReportStatus"]
+
+
+@pytest.mark.requirement("T1")
+async def test_the_ledger_stops_resolving_at_the_end_of_its_budget(fresh_nats: NatsServer, tmp_path: Path) -> None:
+    """Every retry has a bound (style 7); what came of it is known when the command comes again."""
+    settings = Settings(answer_within_ms=200, resolve_for_ms=1_000)
+    async with parts(fresh_nats.url, tmp_path, settings=settings) as one:
+        await do(one, create())
+        with suspended(fresh_nats):
+            before = time.monotonic()
+            with pytest.raises(MaybeWritten):
+                await do(one, complete())
+            with pytest.raises(MaybeWritten):  # not until the first has ended does a second begin
+                while time.monotonic() < before + 1.5:
+                    await do(one, complete())
+        done = await until_told(one, complete())
+        assert done.outcome is Outcome.ACCEPTED
+        assert len(await stored(one.js)) == 2
+
+
+@pytest.mark.requirement("T1")
+async def test_every_acknowledged_command_survives_a_killed_broker_once(fresh_nats: NatsServer, tmp_path: Path) -> None:
+    """kill -9 with 64 commands in flight; the same ids are sent until each has its outcome."""
+    async with parts(fresh_nats.url, tmp_path) as one:
+        refs = [ref_of(str(number)) for number in range(16)]
+        await asyncio.gather(*(do(one, create(), ref) for ref in refs))
+        sent = [(ref, report(f"r{number}")) for ref in refs for number in range(4)]
+        told = [asyncio.create_task(until_told(one, command, ref)) for ref, command in sent]
+        while not any(task.done() for task in told):
+            await asyncio.sleep(0)
+        fresh_nats.kill()
+        await asyncio.to_thread(lambda: None)
+        fresh_nats.restart()
+        done = await asyncio.gather(*told)
+        assert {one.outcome for one in done} == {Outcome.ACCEPTED}
+        messages = await stored(one.js)
+        states = folded(messages)
+        assert {state.task.seq for state in states.values()} == {5}
+        assert len(messages) == 16 * 5
+
+
+async def limited(one: Parts, most: int) -> None:
+    """Let the trail take no more than so many messages."""
+    info = await one.js.stream_info(TRAIL)
+    info.config.max_msgs = most
+    await one.js.update_stream(info.config)  # pyright: ignore[reportUnknownMemberType]  # nats-py's options have no types
+
+
+@pytest.mark.requirement("T1")
+async def test_a_full_trail_fails_closed_and_says_that_nothing_was_written(
+    fresh_nats: NatsServer, tmp_path: Path
+) -> None:
+    """Design section 8: `discard: new` fails closed. It is one of our errors, for commands and for notes."""
+    async with parts(fresh_nats.url, tmp_path) as one:
+        await do(one, create())
+        await limited(one, 1)
+        with pytest.raises(NothingWritten, match="maximum messages exceeded.*nothing was written"):
+            await do(one, complete())
+        with pytest.raises(NothingWritten, match="maximum messages exceeded"):
+            await one.ledger.note(control_subject("_"), "_", authority(), ())
+        await limited(one, -1)
+        assert (await do(one, complete())).outcome is Outcome.ACCEPTED
+
+
+@pytest.mark.requirement("T1")
+async def test_a_missing_trail_is_no_missing_task(fresh_nats: NatsServer, tmp_path: Path) -> None:
+    """Nobody may take a broker without the stream for a trail without the task."""
+    async with parts(fresh_nats.url, tmp_path, settings=QUICK) as one:
+        await do(one, create())
+        await one.js.delete_stream(TRAIL)
+        with pytest.raises(NotFoundError, match="stream not found"):
+            await one.states.by_handle(REF)
+        with pytest.raises(Unavailable):
+            await do(one, complete())
+        await trail.create(one.js)
+        assert await one.states.by_handle(REF) is None
+
+
+async def test_an_entry_larger_than_the_broker_takes_is_too_large(fresh_nats: NatsServer, tmp_path: Path) -> None:
+    """Not "unavailable", which the caller would repeat for ever."""
+    async with parts(fresh_nats.url, tmp_path) as one:
+        await do(one, create())
+        huge = {"result": bytes(one.nc.max_payload)}
+        with pytest.raises(TooLarge, match="larger than the broker takes"):
+            await one.ledger.submit(TENANT, REF, complete(), authority(), huge)
+        assert (await do(one, complete())).outcome is Outcome.ACCEPTED
+
+
+@pytest.mark.requirement("T1")
+async def test_a_note_is_written_once_though_its_acknowledgement_was_lost(
+    fresh_nats: NatsServer, tmp_path: Path
+) -> None:
+    """It is published again under its own id until it is acknowledged, or the caller is told."""
+    async with parts(fresh_nats.url, tmp_path) as one:
+        with suspended(fresh_nats):
+            lost = asyncio.create_task(one.ledger.note(control_subject("_"), "_", authority(), ()))
+            done, _ = await asyncio.wait([lost], timeout=1.3)
+            assert not done
+        made = await lost
+        assert [message.entry.id for message in await stored(one.js)] == [made]
+        with suspended(fresh_nats):
+            with pytest.raises(MaybeWritten):
+                await one.ledger.note(control_subject("_"), "_", authority(), ())
+
+
+@pytest.mark.requirement("L7")
+async def test_one_command_is_one_entry_however_many_events_it_causes(fresh_nats: NatsServer, tmp_path: Path) -> None:
+    """Design section 7: a crash never leaves half a command."""
+    async with parts(fresh_nats.url, tmp_path) as one:
+        await do(one, create())
+        asks = tuple(decide.Ask(key=key, method=ELICITATION, request=sealed(f"request.{key}")) for key in "ab")
+        await do(one, decide.RequestInput(id="ask", asks=asks))
+        said = tuple(decide.Answer(key=key, action="accept", response=sealed(f"response.{key}")) for key in "ab")
+        await do(one, decide.RespondToInput(id="answer", answers=said))
+        entries = [message.entry for message in await stored(one.js)]
+        assert [len(entry.events) for entry in entries] == [1, 2, 3]
