@@ -63,7 +63,11 @@ class Client:
     """One caller. `token` None is nobody in particular; `capabilities` are declared on every request."""
 
     def __init__(self, url: str, token: str | None = None, capabilities: Mapping[str, Any] = DECLARED) -> None:
-        self._url, self._capabilities, self._rpc_id = url, capabilities, 0
+        self._url, self._capabilities = url, capabilities
+        self.next_id: int | str = 1
+        self.last_id: int | str = 0
+        self.extra_headers: dict[str, str] = {}
+        self.extra_meta: dict[str, Any] = {}
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.AsyncClient(headers=headers, timeout=WITHIN_S, trust_env=False)
 
@@ -77,18 +81,20 @@ class Client:
 
     def body(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """The next JSON-RPC request."""
-        self._rpc_id += 1
+        self.last_id = self.next_id
+        self.next_id = self.last_id + 1 if isinstance(self.last_id, int) else f"{self.last_id}+"
         meta = {
+            **self.extra_meta,
             "io.modelcontextprotocol/protocolVersion": VERSION,
             "io.modelcontextprotocol/clientInfo": {"name": "tests", "version": "1"},
             "io.modelcontextprotocol/clientCapabilities": dict(self._capabilities),
         }
-        return {"jsonrpc": "2.0", "id": self._rpc_id, "method": method, "params": {**params, "_meta": meta}}
+        return {"jsonrpc": "2.0", "id": self.last_id, "method": method, "params": {**params, "_meta": meta}}
 
     def headers(self, method: str, name: str | None) -> dict[str, str]:
         """The routing headers of a request (SEP-2243)."""
         routing = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
-        routing |= {"MCP-Protocol-Version": VERSION, "Mcp-Method": method}
+        routing |= {"MCP-Protocol-Version": VERSION, "Mcp-Method": method, **self.extra_headers}
         return routing if name is None else {**routing, "Mcp-Name": name}
 
     async def send(self, method: str, params: Mapping[str, Any], *, name: str | None = None) -> Answer:
@@ -151,7 +157,7 @@ class Client:
 class Stream:
     """The messages of a subscription stream, in order."""
 
-    def __init__(self, rpc_id: int, response: httpx.Response) -> None:
+    def __init__(self, rpc_id: int | str, response: httpx.Response) -> None:
         self.rpc_id = rpc_id
         self._lines = response.aiter_lines()
 

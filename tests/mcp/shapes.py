@@ -165,7 +165,7 @@ def check(method: str, message: dict[str, Any]) -> None:
         _check_schema("CreateTaskResult", message["result"])
 
 
-def check_streamed(message: dict[str, Any], rpc_id: int) -> None:
+def check_streamed(message: dict[str, Any], rpc_id: int | str) -> None:
     """A message of the subscription stream of the request with this id."""
     if "method" not in message:
         check("subscriptions/listen", message)

@@ -189,6 +189,20 @@ class Workshop:
             bench.go.clear()
         return label
 
+    async def says(self, text: str, ctx: Context[Any, Any]) -> str:
+        """Say something, and leave time for it to be heard."""
+        await ctx.report_progress(1, 1, text)
+        await asyncio.sleep(0.1)
+        return text
+
+    async def fails_with(self, text: str) -> str:
+        """Fail as tools fail, with these words."""
+        raise ToolError(text)
+
+    async def breaks_with(self, text: str) -> str:
+        """Fail as JSON-RPC requests fail, with these words."""
+        raise MCPError(QUOTA, text, {"why": text})
+
     async def remembers(self, ctx: Context[Any, Any]) -> dict[str, Any]:
         """What a tool can know of the request that made its task."""
         token = get_access_token()
@@ -303,6 +317,9 @@ OPTIONAL = (
     "stubborn",
     "blocks",
     "reports",
+    "says",
+    "fails_with",
+    "breaks_with",
     "remembers",
     "announces",
     "asks",

@@ -51,6 +51,7 @@ _log = logging.getLogger(__name__)
 WRONG_SEQUENCE = frozenset({10071, 10164})
 CONFLICTS_MAX = 3
 _IN_PROCESS = 10158  # R3: an earlier try with this message id is being replicated; it may yet fail
+_STORE_FAILED = 10077  # the stream is full (`discard: new`), or its disk: nothing was stored
 _BACKOFF_FIRST_S = 0.05
 _BACKOFF_MAX_S = 1.0
 _ACK_S = 1.0
@@ -100,6 +101,7 @@ class Ledger:
     ) -> None:
         self._nc, self._js, self._keyring, self._states, self._settings = nc, js, keyring, states, settings
         self._clock = clock
+        self._kid = keyring.kid
         self.on_recorded: Callable[[State], Awaitable[None]] | None = None
         self._flights: dict[str, tuple[Attempt, asyncio.Task[Recorded]]] = {}
         self._turns: dict[str, _Turn] = {}
@@ -323,7 +325,7 @@ class Ledger:
             raise _unavailable(why, unsure=unsure) from None
 
     async def _publish(self, subject: str, body: bytes, made: str, *, expected: int | None = None) -> PubAck:
-        headers = {MSG_ID: made, SIGNATURE: self._keyring.sign(body), KEY_ID: self._keyring.kid}
+        headers = {MSG_ID: made, SIGNATURE: self._keyring.sign(body), KEY_ID: self._kid}
         if expected is not None:
             headers[EXPECTED] = str(expected)
         return await self._js.publish(subject, body, headers=headers, timeout=_ACK_S)
@@ -340,6 +342,7 @@ def make_entry(attempt: Attempt, state: State | None, sealed: dict[str, bytes], 
         raise TaskNotFound
     at_ms = max(now, task.last_updated_at_ms if task else 0)
     events = decide(msgspec.structs.replace(command, at_ms=at_ms), task)
+    committed = _committed(events) if sealed else ()
     return Entry(
         v=entries.VERSION,
         id=attempt.entry_id,
@@ -352,7 +355,7 @@ def make_entry(attempt: Attempt, state: State | None, sealed: dict[str, bytes], 
         command_sha256=attempt.sha256,
         authority=attempt.authority,
         events=events,
-        sealed={name: blob for name, blob in sealed.items() if name in _committed(events)},
+        sealed={name: blob for name, blob in sealed.items() if name in committed},
     )
 
 
@@ -384,7 +387,7 @@ def _committed(events: tuple[TaskEvent, ...]) -> frozenset[str]:
 
 def _passing(error: APIError) -> bool:
     """Whether a JetStream error may go away by itself: 503 while a leader is elected, 500 while it is shutting down."""
-    return error.code in {500, 503} or error.err_code == _IN_PROCESS
+    return error.err_code == _IN_PROCESS or (error.code in {500, 503} and error.err_code != _STORE_FAILED)
 
 
 def command_digest(command: TaskCommand) -> str:
