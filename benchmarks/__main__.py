@@ -31,7 +31,8 @@ _GROUPS: tuple[tuple[tuple[str, ...], _Cases], ...] = (
 )
 """What each group's questions are called, and how they are set up."""
 
-_err = Console(stderr=True, highlight=False)
+_WIDTH = 140
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 async def _measure(only: str, plan: Plan, directory: Path) -> Document:
@@ -54,7 +55,7 @@ async def _measure(only: str, plan: Plan, directory: Path) -> Document:
 
 def _show(document: Document) -> None:
     told = document.conditions
-    out = Console(highlight=False)
+    out = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     out.print(
         f"{told.date} · {told.machine}, {told.cores} cores · {told.system} · {told.python}, {told.loop} · "
         f"sync_interval {told.sync_interval} on {told.filesystem}, fsync {told.fsync_ms} ms · "
@@ -64,7 +65,7 @@ def _show(document: Document) -> None:
     table = Table()
     for heading in ("case", "in flight", "side"):
         table.add_column(heading)
-    for heading in ("ops/s", "p50 ms", "p99 ms", "CPU ms/op", "ratio", "min … max", "aim"):
+    for heading in ("ops/s", "p50 ms", "p99 ms", "CPU ms/op", "of it broker", "ratio", "min … max", "aim"):
         table.add_column(heading, justify="right")
     for case in document.cases:
         for name, figures in case.sides.items():
@@ -77,7 +78,8 @@ def _show(document: Document) -> None:
                 f"{figures.ops_per_s:,.0f}",
                 f"{figures.p50_ms:.2f}",
                 f"{figures.p99_ms:.2f}",
-                f"{figures.cpu_ms_per_op:.3f}",
+                f"{figures.cpu_ms_per_op:.2f}",
+                f"{figures.broker_cpu_ms_per_op:.2f}",
                 f"{ratio.median:.2f}" if ratio else "",
                 f"{ratio.min:.2f} … {ratio.max:.2f}" if ratio else "",
                 f"{case.aims[name]:.2f}" if name in case.aims else "",

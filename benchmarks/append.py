@@ -10,14 +10,15 @@ headers, an expected sequence and a fresh message id each time. No key is made a
 """
 
 import contextlib
+import dataclasses
 import secrets
 import time
 from base64 import b32encode
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
-import nats
 import psutil
 from nats.aio.client import Client
 from nats.js import JetStreamContext
@@ -44,6 +45,7 @@ from tasktrail.events.subjects import TRAIL, task_subject
 from tasktrail.events.task import Outcome
 from tasktrail.services import trail
 from tasktrail.services.broker import Broker
+from tasktrail.services.connection import Connection
 from tasktrail.services.keyring import Keyring
 from tasktrail.services.ledger import Ledger
 from tasktrail.services.sealing import TaskKey
@@ -53,8 +55,8 @@ from tasktrail.services.states import States
 
 TENANT = "default"
 RAW = "RAW"
-IN_FLIGHT = (1, 64)
-AIM = 0.8
+AIMED_AT, AIM = 64, 0.8
+IN_FLIGHT = (1, AIMED_AT)
 CHAIN = 8
 """Entries of one task, its creation among them, where commands go to chains."""
 
@@ -218,18 +220,18 @@ class RawSide:
 
 
 @contextlib.asynccontextmanager
-async def append_cases(directory: Path) -> AsyncIterator[list[Planned]]:
+async def append_cases(directory: Path) -> AsyncGenerator[list[Planned]]:
     """The cases, with everything they need started."""
     async with contextlib.AsyncExitStack() as stack:
         broker = stack.enter_context(Broker.start(directory / "nats", sync_interval=SYNC_INTERVAL))
-        nc = await _connected(stack, broker)
-        js = nc.jetstream()
+        nc, js = await _connected(stack, broker)
         await trail.create(js)
         states = States(nc, js, kept=Settings().tasks_cached)
         ledger = Ledger(nc, js, Keyring.create(directory), states, Settings())
         samples = await _samples(ledger, broker, js)
-        raw = (await _connected(stack, broker)).jetstream()
-        await raw.add_stream(trail.desired()[TRAIL].evolve(name=RAW, subjects=["raw.>"]))
+        _, raw = await _connected(stack, broker)
+        stream = dataclasses.replace(trail.desired()[TRAIL], name=RAW, subjects=["raw.>"])
+        await raw.add_stream(stream)  # pyright: ignore[reportUnknownMemberType] # nats-py's options have no types
         service = Service(Settings(data=directory / "service"))
         await service.start()
         stack.push_async_callback(service.stop)
@@ -243,14 +245,17 @@ async def append_cases(directory: Path) -> AsyncIterator[list[Planned]]:
                 LedgerSide("ledger", ledger, broker, chain),
                 LedgerSide("service", service.ledger, service.broker, chain),
             ]
-            planned += [(question, sides, in_flight) for in_flight in IN_FLIGHT]
+            planned += [
+                (question if in_flight == AIMED_AT else msgspec.structs.replace(question, aims={}), sides, in_flight)
+                for in_flight in IN_FLIGHT
+            ]
         yield planned
 
 
-async def _connected(stack: contextlib.AsyncExitStack, broker: Broker) -> Client:
-    nc = await nats.connect(**broker.connect_options())
+async def _connected(stack: contextlib.AsyncExitStack, broker: Broker) -> tuple[Client, JetStreamContext]:
+    nc = await Connection(**broker.connect_options()).connect("benchmark")
     stack.push_async_callback(nc.close)
-    return nc
+    return nc, nc.jetstream()  # pyright: ignore[reportUnknownMemberType] # nats-py's options have no types
 
 
 async def _samples(ledger: Ledger, broker: Broker, js: JetStreamContext) -> tuple[_Sample, _Sample]:
@@ -259,6 +264,6 @@ async def _samples(ledger: Ledger, broker: Broker, js: JetStreamContext) -> tupl
     found: list[_Sample] = []
     for sequence in (1, 2):
         await side.one(0)
-        stored = await js.get_msg(TRAIL, seq=sequence)
-        found.append(_Sample(body=stored.data or b"", headers=dict(stored.headers or {})))
+        stored: Any = await js.get_msg(TRAIL, seq=sequence)
+        found.append(_Sample(body=stored.data, headers=dict(stored.headers)))
     return found[0], found[1]

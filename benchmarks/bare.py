@@ -11,7 +11,7 @@ adds, and what its ratio to this pays for.
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -103,7 +103,7 @@ class BareTasks(Extension):
         self._server: MCPServer[Any]
 
     @contextlib.asynccontextmanager
-    async def lifespan(self, server: MCPServer[Any]) -> AsyncIterator[dict[str, Any]]:
+    async def lifespan(self, server: MCPServer[Any]) -> AsyncGenerator[dict[str, Any]]:
         """Learn which server the tools are of."""
         self._server = server
         yield {}

@@ -15,7 +15,6 @@ import psutil
 
 from benchmarks.document import Conditions
 from benchmarks.rounds import Plan
-from tasktrail.services.broker import LEAST_API_LEVEL
 
 SYNC_INTERVAL = "always"
 BUSY_SHARE = 0.25
@@ -59,7 +58,7 @@ def observe(plan: Plan, directory: Path) -> Conditions:
         system=f"{platform.system()} {platform.release()}",
         python=f"{platform.python_implementation()} {platform.python_version()}",
         loop=f"uvloop {version('uvloop')}",
-        versions={name: version(name) for name in _PACKAGES} | {"jetstream-api-level-min": str(LEAST_API_LEVEL)},
+        versions={name: version(name) for name in _PACKAGES},
         sync_interval=SYNC_INTERVAL,
         filesystem=filesystem,
         fsync_ms=round(_fsync_ms(directory), 3),

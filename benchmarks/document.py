@@ -35,7 +35,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """One side of a case.
 
     `ops_per_s` is the median of the rounds; the percentiles are over all operations. `cpu_ms_per_op` is processor time
-    of the processes under test, with what they did afterwards on account of the operations.
+    of the processes under test, with what they did afterwards on account of the operations; of it,
+    `broker_cpu_ms_per_op` is the nats-server's.
     """
 
     ops: int
@@ -43,6 +44,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     p50_ms: float
     p99_ms: float
     cpu_ms_per_op: float
+    broker_cpu_ms_per_op: float
 
 
 class Ratio(msgspec.Struct, frozen=True, kw_only=True):

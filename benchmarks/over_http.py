@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ POLLED = 32
 """Tasks that `get` asks for in turn."""
 
 _PROTOCOL = "2026-07-28"
-_META = {
+_META: dict[str, object] = {
     PROTOCOL_VERSION_META_KEY: _PROTOCOL,
     CLIENT_INFO_META_KEY: {"name": "benchmark", "version": "1"},
     CLIENT_CAPABILITIES_META_KEY: {"elicitation": {}, "extensions": {EXTENSION: {}}},
@@ -75,7 +75,12 @@ class Endpoint:
             "Mcp-Method": method,
             "Mcp-Name": name,
         }
-        body = {"jsonrpc": "2.0", "id": next(self._ids), "method": method, "params": {**params, "_meta": _META}}
+        body: dict[str, object] = {
+            "jsonrpc": "2.0",
+            "id": next(self._ids),
+            "method": method,
+            "params": {**params, "_meta": _META},
+        }
         answer = (await self._http.post(self._url, json=body, headers=headers)).json()
         if "result" not in answer:
             message = f"{method} was answered with {answer}"
@@ -181,7 +186,7 @@ class Life(_Operation):
 
 
 @contextlib.asynccontextmanager
-async def mcp_cases(directory: Path) -> AsyncIterator[list[Planned]]:
+async def mcp_cases(directory: Path) -> AsyncGenerator[list[Planned]]:
     """The cases, with the servers they need started."""
     async with contextlib.AsyncExitStack() as stack:
         bare = await _started(stack, "bare", directory)

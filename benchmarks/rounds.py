@@ -21,6 +21,7 @@ from benchmarks.document import Case, Figures, Ratio
 QUIET_SHARE = 0.1
 """A process below this share of one core is quiet."""
 
+_BROKER = "nats-server"
 _LOOK_S = 0.1
 _QUIET_WITHIN_S = 30.0
 
@@ -73,7 +74,7 @@ class _Tally:
     def __init__(self) -> None:
         self.rates: list[float] = []
         self.latencies_s: list[float] = []
-        self.cpu_s = 0.0
+        self.cpu_s = self.broker_cpu_s = 0.0
 
     def figures(self) -> Figures:
         done = sorted(self.latencies_s)
@@ -82,7 +83,8 @@ class _Tally:
             ops_per_s=round(statistics.median(self.rates), 1),
             p50_ms=round(_percentile(done, 0.50) * 1000, 3),
             p99_ms=round(_percentile(done, 0.99) * 1000, 3),
-            cpu_ms_per_op=round(self.cpu_s / len(done) * 1000, 3),
+            cpu_ms_per_op=round((self.cpu_s + self.broker_cpu_s) / len(done) * 1000, 3),
+            broker_cpu_ms_per_op=round(self.broker_cpu_s / len(done) * 1000, 3),
         )
 
 
@@ -108,7 +110,7 @@ async def compare(question: Question, sides: Sequence[Side], plan: Plan, in_flig
 
 
 async def _round(side: Side, in_flight: int, round_s: float, tally: _Tally) -> None:
-    before_s = _cpu_s(side)
+    before = [_used_s(process) for process in side.processes()]
     latencies: list[float] = []
     started = time.perf_counter()
     deadline = started + round_s
@@ -126,11 +128,12 @@ async def _round(side: Side, in_flight: int, round_s: float, tally: _Tally) -> N
     tally.latencies_s += latencies
     await side.settle()
     await quiet(side.processes())
-    tally.cpu_s += _cpu_s(side) - before_s
-
-
-def _cpu_s(side: Side) -> float:
-    return sum(_used_s(process) for process in side.processes())
+    for process, before_s in zip(side.processes(), before, strict=True):
+        used_s = _used_s(process) - before_s
+        if process.name() == _BROKER:
+            tally.broker_cpu_s += used_s
+        else:
+            tally.cpu_s += used_s
 
 
 def _used_s(process: psutil.Process) -> float:

@@ -9,9 +9,10 @@ its standard input does, so that it never outlives the benchmark. uvloop in all 
 
 import asyncio
 import contextlib
+import os
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import uvicorn
@@ -26,7 +27,7 @@ from tasktrail.mcp.extension import Tasks
 from tasktrail.services.service import ADAPTER_FILE, Service
 from tasktrail.services.settings import Settings
 
-TOOLS = ("park", "ask")
+TOOLS: tuple[str, ...] = ("park", "ask")
 _READ_BYTES = 1024
 
 
@@ -61,7 +62,7 @@ async def ask(ctx: Context) -> str:
 
 
 def _build(kind: str, place: Path) -> Starlette:
-    tools = dict.fromkeys(TOOLS, "optional")
+    tools: dict[str, str] = dict.fromkeys(TOOLS, "optional")
     tasks: BareTasks | Tasks
     if kind == "bare":
         tasks = BareTasks(set(TOOLS))
@@ -75,13 +76,13 @@ def _build(kind: str, place: Path) -> Starlette:
 
 
 @contextlib.asynccontextmanager
-async def _until_input_ends() -> AsyncIterator[asyncio.Event]:
+async def _until_input_ends() -> AsyncGenerator[asyncio.Event]:
     """An event that is set when whoever started us is gone or closes our standard input."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def readable() -> None:
-        if not sys.stdin.buffer.raw.read(_READ_BYTES):
+        if not os.read(sys.stdin.fileno(), _READ_BYTES):
             loop.remove_reader(sys.stdin)
             ended.set()
 

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PORTIONS = ("events", "projections", "services")
-PACKAGES = {"events", "projections", "services", "mcp", "testing"}
+PACKAGES = {"demo", "events", "projections", "services", "mcp", "testing"}
 MARKER = "tasktrail/py.typed"
 # Written so that the pattern does not match this file.
 REGISTRY_HOST = re.compile(

@@ -57,7 +57,7 @@ async def streams(server: NatsServer) -> dict[str, api.StreamConfig]:
 async def test_an_external_server_is_used_only_after_init_and_the_refusal_says_the_command(
     fresh_nats: NatsServer, tmp_path: Path
 ) -> None:
-    """Issue "main job": streams are created only by an explicit `tasktrail init`; `up` refuses with the command to run."""
+    """Issue "main job": streams are created by an explicit `tasktrail init` only; `up` refuses with the command."""
     data = tmp_path / "data"
     said = refusal(data, "--nats", fresh_nats.url)
     assert f"stream {TRAIL} is missing" in said
@@ -158,6 +158,9 @@ def test_a_server_build_that_is_too_old_is_refused_with_the_reason(tmp_path: Pat
     assert "is not an executable file" in refusal(tmp_path / "data", "--nats-server", str(tmp_path / "absent"))
 
 
+_API = {"level": 1, "total": 0, "errors": 0}
+
+
 class _Old(socketserver.StreamRequestHandler):
     """Speaks as much NATS as asking for JetStream's API level takes, and answers with 1."""
 
@@ -172,7 +175,7 @@ class _Old(socketserver.StreamRequestHandler):
                 subscribed = words[-1].decode()
             elif verb in {b"PUB", b"HPUB"}:
                 self.rfile.read(int(words[-1]) + 2)
-                told = json.dumps({"type": "io.nats.jetstream.api.v1.account_info_response", "api": {"level": 1}})
+                told = json.dumps({"type": "io.nats.jetstream.api.v1.account_info_response", "api": _API})
                 self._say(f"MSG {words[1].decode()} {subscribed} {len(told)}\r\n{told}")
 
     def _say(self, line: str) -> None:

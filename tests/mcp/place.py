@@ -1,8 +1,8 @@
 """A whole installation: an MCP server on an embedded tasktrail, or on one it is connected to, and what the trail says.
 
-    async with opened("connected", tmp_path) as place, place.client("ana") as ana:
-        task = await ana.start("echo", text="hello")
-        await place.trail.of(task["taskId"])
+async with opened("connected", tmp_path) as place, place.client("ana") as ana:
+    task = await ana.start("echo", text="hello")
+    await place.trail.of(task["taskId"])
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from mcp.server.auth.provider import TokenVerifier
 from mcp.server.auth.settings import AuthSettings
 from nats.aio.client import Client as Nats
 from nats.js import JetStreamContext
+
 from tasktrail.events import entry as entries
 from tasktrail.events.entry import Entry
 from tasktrail.events.facts import Event
@@ -96,27 +97,22 @@ def shown(found: list[Entry]) -> list[list[str]]:
 class Place:
     """One installation. Two issuers are known to it: `issuer`, and `other_issuer`, of another tenant."""
 
-    def __init__(  # noqa: PLR0913 - what there is in one
-        self,
-        mode: Mode,
-        data: Path,
-        url: str,
-        workshop: Workshop,
-        issuers: tuple[LocalIssuer, LocalIssuer],
-        trail: Trail,
+    trail: Trail
+
+    def __init__(
+        self, mode: Mode, data: Path, url: str, workshop: Workshop, issuers: tuple[LocalIssuer, LocalIssuer]
     ) -> None:
-        self.mode, self.data, self.url, self.workshop, self.trail = mode, data, url, workshop, trail
+        self.mode, self.data, self.url, self.workshop = mode, data, url, workshop
         self.issuer, self.other_issuer = issuers
         self.service: Service | None = None
+        """The service, when the MCP server is connected to one."""
 
     def token(self, sub: str = "ana", client_id: str | None = "cli", *, issuer: LocalIssuer | None = None) -> str:
         """A token of this issuer (`issuer` unless given) for this server; `client_id` None is left out."""
         claims: dict[str, Any] = {"client_id": client_id}
         return (issuer or self.issuer).issue(sub, scope="tasks", aud=self.url, **claims)
 
-    def client(
-        self, sub: str = "ana", client_id: str = "cli", *, capabilities: Mapping[str, Any] = DECLARED
-    ) -> Client:
+    def client(self, sub: str = "ana", client_id: str = "cli", *, capabilities: Mapping[str, Any] = DECLARED) -> Client:
         """A client with a fresh token."""
         return Client(self.url, self.token(sub, client_id), capabilities)
 
@@ -130,6 +126,16 @@ class Place:
             bench = self.workshop.bench(label)
             bench.go.set()
             bench.let_go.set()
+
+    async def stop_service(self) -> None:
+        """Stop the service that the MCP server is connected to."""
+        if self.service is not None:
+            await self.service.stop()
+
+    async def start_service(self) -> None:
+        """Start it on its directory, on the port its broker had."""
+        self.service = Service(load(os.environ, data=self.data))
+        await self.service.start()
 
     def broker_pid(self) -> int:
         """The process id of the nats-server."""
@@ -188,6 +194,7 @@ async def opened(  # noqa: PLR0913 - settings of a test's installation, all with
     tokens: bool = True,
     verifier: TokenVerifier | None = None,
     around: Callable[[Tasks, Workshop], Any] | None = None,
+    issuers: tuple[LocalIssuer, LocalIssuer] | None = None,
     **values: object,
 ) -> AsyncGenerator[Place]:
     """An installation on the directory `data`; `values` are settings of the service.
@@ -196,13 +203,18 @@ async def opened(  # noqa: PLR0913 - settings of a test's installation, all with
     the MCP server's lifespan.
     """
     async with contextlib.AsyncExitStack() as stack:
-        issuers = (stack.enter_context(LocalIssuer()), stack.enter_context(LocalIssuer()))
+        issuers = issuers or (stack.enter_context(LocalIssuer()), stack.enter_context(LocalIssuer()))
         tenants = {issuers[0].url: "acme", issuers[1].url: "globex"}
         stack.enter_context(settings({"tenants": {} if verifier else tenants, **values}))
-        service = await stack.enter_async_context(running_service(data)) if mode == "connected" else None
-        tasks = Tasks.connect(data / "adapter.json", tools=tools) if service else Tasks.embed(data, tools=tools)
         sock = stack.enter_context(listening())
-        url, workshop = url_of(sock), Workshop()
+        place = Place(mode, data, url_of(sock), Workshop(), issuers)
+        url, workshop = place.url, place.workshop
+        if mode == "connected":
+            await place.start_service()
+            stack.push_async_callback(place.stop_service)
+            tasks = Tasks.connect(data / "adapter.json", tools=tools)
+        else:
+            tasks = Tasks.embed(data, tools=tools)
         checked = verifier or JwtVerifier([Issuer(one.url, one.jwks_url, url) for one in issuers])
         auth = AuthSettings(issuer_url=issuers[0].url, resource_server_url=url, validate_token_resource=False)  # type: ignore[arg-type] # pydantic takes text
         mcp = workshop.server(
@@ -213,9 +225,7 @@ async def opened(  # noqa: PLR0913 - settings of a test's installation, all with
             token_verifier=checked if tokens else None,
         )
         await stack.enter_async_context(served(mcp, sock))
-        trail = await stack.enter_async_context(reading(data))
-        place = Place(mode, data, url, workshop, issuers, trail)
-        place.service = service
+        place.trail = await stack.enter_async_context(reading(data))
         yield place
 
 

@@ -60,7 +60,9 @@ class InputRequiredTask(Task, kw_only=True):
     """It waits for its client."""
 
     status: Literal["input_required"]
-    input_requests: Annotated[dict[Annotated[str, Meta(min_length=1, max_length=128)], InputRequest], Meta(min_length=1)]
+    input_requests: Annotated[
+        dict[Annotated[str, Meta(min_length=1, max_length=128)], InputRequest], Meta(min_length=1)
+    ]
 
 
 class ToolResult(Shape, kw_only=True):
@@ -121,10 +123,22 @@ class Acknowledged(Shape, kw_only=True):
     resource_subscriptions: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
+class Extensions(Shape, kw_only=True):
+    """The extension by its identifier."""
+
+    tasks: dict[str, Any] = msgspec.field(name=EXTENSION)
+
+
+class RequiredCapabilities(Shape, kw_only=True):
+    """The capability that a client did not declare."""
+
+    extensions: Extensions
+
+
 class MissingCapability(Shape, kw_only=True):
     """What -32021 says is missing."""
 
-    required_capabilities: dict[Literal["extensions"], dict[Literal["io.modelcontextprotocol/tasks"], dict[str, Any]]]
+    required_capabilities: RequiredCapabilities
 
 
 class Unavailable(Shape, kw_only=True):

@@ -1,5 +1,5 @@
 """A handle opens its task only for the identity context that made it. Sources: design sections 1 and 6, SEP-2663
-(Security Considerations: auth binding), features A1, A4 and A6."""  # noqa: D205, D209 - two lines of sources
+(Security Considerations: auth binding), features A1, A4 and A6."""
 
 import time
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from mcp.server.auth.provider import AccessToken
+
 from tasktrail.events.authority import Level
 from tasktrail.events.facts import AccessDenied, TaskCreated
 
@@ -36,7 +37,7 @@ def strangers(place: Place) -> dict[str, tuple[Client, tuple[str, ...]]]:
 @pytest.mark.requirement("A1", "A4")
 async def test_strangers_get_what_an_unknown_id_gets_and_change_nothing(place: Place) -> None:
     """Features A1 and A4: get, update and cancel of somebody else's task: the bytes of an id that never was, while the
-    task goes on unmoved; the trail of the owner's tenant says who it was and in what they differed."""  # noqa: D209
+    task goes on unmoved; the trail of the owner's tenant says who it was and in what they differed."""
     async with place.client() as ana:
         made = await ana.start("asks")
         before = await ana.until(made["taskId"], "input_required")
@@ -48,6 +49,10 @@ async def test_strangers_get_what_an_unknown_id_gets_and_change_nothing(place: P
                     assert foreign == await ask(stranger, method, UNKNOWN), (who, method)
                     named = await ask(stranger, method, made["taskId"], name=made["taskId"])
                     assert named == foreign, (who, method)
+                async with stranger.listening(taskIds=[made["taskId"]]) as stream:
+                    granted, end = await stream.rest()
+                    assert granted["params"]["notifications"] == {"taskIds": []}, who
+                    assert end["result"]["resultType"] == "complete", who
                 tried = {key: {"action": "accept", "content": {"age": 1}}}
                 assert (await stranger.update(made["taskId"], tried)).refusal == foreign, who
             assert differs, who

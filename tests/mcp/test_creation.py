@@ -6,6 +6,7 @@ import json
 
 import httpx
 import pytest
+
 from tasktrail.events.facts import TaskCompleted, TaskCreated
 
 from .client import EXTENSION, UNDECLARED

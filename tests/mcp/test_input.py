@@ -1,10 +1,12 @@
 """Questions of a running task and their answers. Sources: SEP-2663 (Task Update Requests), SEP-2322 (multi round-trip
-requests), design section 5, features L6 and L7."""  # noqa: D205, D209 - two lines of sources
+requests), design section 5, features L6 and L7."""
 
+import asyncio
 from typing import Any
 
 import pytest
 from mcp.shared.exceptions import MCPDeprecationWarning
+
 from tasktrail.events.facts import CommandRefused, InputIgnored, InputRequested, InputResponded
 
 from .client import Answer, Client
@@ -97,7 +99,7 @@ async def test_every_kind_of_request_can_be_asked(
 @pytest.mark.requirement("L7")
 async def test_two_questions_at_once_are_answered_one_by_one(place: Place) -> None:
     """SEP-2663: all outstanding requests in `inputRequests`; a partial answer leaves the rest, seen at once; keys are
-    new for every question of a task's life."""  # noqa: D209 - a sentence of two lines
+    new for every question of a task's life."""
     async with place.client() as ana:
         made = await ana.start("asks_twice")
         first, second = await asked(ana, made["taskId"], 2)
@@ -181,7 +183,9 @@ async def test_an_answer_of_no_shape_of_the_protocol_is_refused(place: Place, to
         assert refusal.error["code"] == -32602
 
 
-@pytest.mark.xfail(strict=True, reason="access/answers.py refuses every answer when Python's `re` cannot read a pattern")
+@pytest.mark.xfail(
+    strict=True, reason="access/answers.py refuses every answer when Python's `re` cannot read a pattern"
+)
 @pytest.mark.requirement("L7")
 async def test_a_schema_with_a_pattern_of_another_dialect_can_still_be_answered(place: Place) -> None:
     r"""JSON Schema patterns are ECMA-262 (`\p{L}`), which pydantic takes and Python's `re` does not know."""
@@ -212,10 +216,12 @@ async def test_unknown_and_answered_keys_are_acknowledged_and_change_nothing(pla
     async with place.client() as ana:
         made = await ana.start("asks_twice")
         first, second = await asked(ana, made["taskId"], 2)
+        before = (await ana.get(made["taskId"])).result["lastUpdatedAt"]
         odd: dict[str, Any] = {"never asked": {"ignored": True}, "": 5, "k" * 5000: None}
         assert (await ana.update(made["taskId"], odd)).result["resultType"] == "complete"
         assert (await ana.update(made["taskId"], {})).result["resultType"] == "complete"
-        assert list(await asked(ana, made["taskId"], 2)) == [first, second]
+        after = (await ana.get(made["taskId"])).result
+        assert (list(after["inputRequests"]), after["lastUpdatedAt"]) == ([first, second], before)
         await ana.update(made["taskId"], {first: accept(name="Ada"), "other": 1})
         await ana.update(made["taskId"], {first: accept(name="Eve")})
         await ana.update(made["taskId"], {first: accept(name=5), second: accept(name="Bo")})
@@ -230,8 +236,26 @@ async def test_unknown_and_answered_keys_are_acknowledged_and_change_nothing(pla
         [("never_asked", "")] * 4 + [("already_answered", first)] * 2 + [("already_answered", second)]
     )
     assert all(
-        len(event.key_sha256) == 64 for event in events if isinstance(event, InputIgnored) and event.reason == "never_asked"
+        len(event.key_sha256) == 64
+        for event in events
+        if isinstance(event, InputIgnored) and event.reason == "never_asked"
     )
+
+
+@pytest.mark.requirement("L7")
+async def test_of_many_answers_at_the_same_time_one_is_taken(place: Place) -> None:
+    """SEP-2663: already answered keys are ignored; who comes first is what the trail says, and what the tool gets."""
+    async with place.client() as ana:
+        made = await ana.start("asks")
+        (key,) = await asked(ana, made["taskId"])
+        sent = [ana.update(made["taskId"], {key: accept(age=age)}) for age in range(10)]
+        for answer in await asyncio.gather(*sent):
+            assert answer.result["resultType"] == "complete"
+        text = await text_of(ana, made["taskId"])
+    assert text in {f"accept {age}" for age in range(10)}
+    found = await place.trail.of(made["taskId"])
+    assert only(found, InputResponded).key == key
+    assert (await place.trail.names(made["taskId"]))[-1] != "InputRequested"
 
 
 @pytest.mark.requirement("L6", "A6")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tasktrail.events.facts import SubscriptionClosed, SubscriptionOpened
 from tasktrail.mcp.extension import ToolPolicy
 
@@ -77,13 +78,15 @@ async def test_a_status_message_is_pushed(place: Place) -> None:
 @pytest.mark.requirement("A1", "A4")
 async def test_only_the_callers_own_tasks_are_granted(place: Place) -> None:
     """SEP-2663: the acknowledgement names the ids agreed to. Foreign, unknown and malformed ones are left out alike,
-    and the trail says who was denied and why."""  # noqa: D209 - a sentence of two lines
+    and the trail says who was denied and why."""
     async with place.client() as ana, place.client("eve") as eve:
         mine = await ana.start("echo", text="1")
         also = await ana.start("asks")
         theirs = await eve.start("asks")
         odd = [text for text in MALFORMED.values() if isinstance(text, str)]
-        async with ana.listening(taskIds=[theirs["taskId"], mine["taskId"], *odd, mine["taskId"], also["taskId"]]) as all_:
+        async with ana.listening(
+            taskIds=[theirs["taskId"], mine["taskId"], *odd, mine["taskId"], also["taskId"]]
+        ) as all_:
             assert await acknowledged(all_) == {"taskIds": [mine["taskId"], also["taskId"]]}
         async with ana.listening(taskIds=[theirs["taskId"]]) as foreign:
             assert await acknowledged(foreign) == {"taskIds": []}

@@ -1,9 +1,11 @@
 """Who is turned away, in which order, and with which bytes. Sources: SEP-2663 (Errors, Routing Headers), feature A4."""
 
+import base64
 import json
 from typing import Any
 
 import pytest
+
 from tasktrail.events.facts import AccessDenied
 
 from .client import UNDECLARED, Client
@@ -97,7 +99,11 @@ async def test_a_wrong_name_header_is_told_before_the_id_is_looked_at(place: Pla
             for task_id in (made["taskId"], UNKNOWN, 5, None):
                 status, body = await ask(ana, method, task_id, name="another")
                 assert (status, json.loads(body)["error"]["code"]) == (400, -32020), (method, task_id)
-        assert "result" in (await ana.get(made["taskId"], name=made["taskId"])).message
+        encoded = f"=?base64?{base64.b64encode(made['taskId'].encode()).decode()}?="
+        for name in (made["taskId"], encoded):
+            assert "result" in (await ana.get(made["taskId"], name=name)).message
+        for name in (encoded[:-3] + "?=", f"{made['taskId']} ,x", made["taskId"].upper()):
+            assert (await ana.get(made["taskId"], name=name)).error["code"] == -32020
         assert "result" in (await ana.get(made["taskId"])).message
 
 

@@ -1,5 +1,5 @@
 """A task while its tool runs: what it says, how it is stopped, how its time ends. Sources: SEP-2663 (Task
-Cancellation), design section 5, features L2, L8, L9 and L10."""  # noqa: D205, D209 - two lines of sources
+Cancellation), design section 5, features L2, L8, L9 and L10."""
 
 import contextlib
 from collections.abc import AsyncGenerator
@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from mcp.server import MCPServer
+
 from tasktrail.events.authority import Trigger
 from tasktrail.events.facts import CancelRequested, CommandRefused, TaskCancelled, TaskCreated, TaskFailed, WorkerLost
 from tasktrail.mcp.extension import Tasks, ToolPolicy
 
 from .client import Client
-from .place import Mode, Place, carrying, only, opened, reading, refused, settings, running_service, shown
+from .place import Mode, Place, carrying, only, opened, reading, refused, running_service, settings, shown
 from .serving import until
 from .workshop import SUPPORT, Workshop
 
@@ -121,7 +122,9 @@ async def test_a_finished_task_stays_finished(place: Place) -> None:
     found = await place.trail.of(made["taskId"])
     assert shown(found) == [["TaskCreated"], ["TaskCompleted"], ["CommandRefused"], ["CommandRefused"]]
     events = [event for entry in found for event in entry.events if isinstance(event, CommandRefused)]
-    assert {(event.command, event.status, event.reason) for event in events} == {("CancelTask", "completed", "terminal")}
+    assert {(event.command, event.status, event.reason) for event in events} == {
+        ("CancelTask", "completed", "terminal")
+    }
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -150,7 +153,7 @@ async def test_a_cancel_that_no_worker_confirms_is_ended_by_the_timer(mode: Mode
 @pytest.mark.requirement("L1", "L8", "L10", "A4")
 async def test_the_time_to_live_ends_the_task_and_tells_its_work(mode: Mode, tmp_path: Path) -> None:
     """Design section 5: TTL elapsing on a live task is `TaskCancelled` by a timer, its work is told to stop, and the
-    handle opens nothing from then on, with the bytes of an unknown one. Polling does not extend it."""  # noqa: D209
+    handle opens nothing from then on, with the bytes of an unknown one. Polling does not extend it."""
     tools = {**SUPPORT, "waits": ToolPolicy(support="optional", ttl_ms=700)}  # type: ignore[arg-type] # text is what users write
     async with opened(mode, tmp_path, tools=tools) as place, place.client() as ana:
         with place.bench() as label:
@@ -201,7 +204,7 @@ async def test_a_server_that_stops_ends_its_running_tasks_on_the_trail(mode: Mod
 @pytest.mark.requirement("L9")
 async def test_tools_have_stopped_before_what_they_use_is_closed(mode: Mode, tmp_path: Path) -> None:
     """`tasks.around(mine)`: the server's own resources outlive the tools that use them, so no tool fails for want of
-    them on the way down and has that recorded as its result."""  # noqa: D209
+    them on the way down and has that recorded as its result."""
     seen: list[str] = []
 
     def around(tasks: Tasks, workshop: Workshop) -> Any:  # noqa: ANN401 - as `opened` wants it

@@ -27,6 +27,7 @@ from mcp_types import (
     TextContent,
 )
 from pydantic import BaseModel, Field
+
 from tasktrail.mcp.extension import Tasks
 
 CRASH = "crash-canary-7e1f"

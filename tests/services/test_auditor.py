@@ -5,16 +5,16 @@ import contextlib
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Self
 
-import nats
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
+from nats.js.api import StreamConfig
 from nats.js.errors import NotFoundError
 from tests.projections.audit.histories import Trail, mixed
 from tests.projections.audit.test_store import contents
@@ -25,13 +25,14 @@ from tasktrail.projections.audit.errors import AnotherTrail, AuditStoreError
 from tasktrail.projections.audit.store import AuditStore
 from tasktrail.services import auditor as auditor_module
 from tasktrail.services.auditor import Auditor
-from tasktrail.testing.nats import NatsServer
+from tasktrail.services.connection import Connection
+from tasktrail.testing.nats import NatsCluster, NatsServer
 
 SOON_S = 20.0
 
 
-async def make_stream(js: JetStreamContext) -> None:
-    await js.add_stream(name="TRAIL", subjects=["trail.1.>"])
+async def make_stream(js: JetStreamContext, replicas: int = 1) -> None:
+    await js.add_stream(StreamConfig(name="TRAIL", subjects=["trail.1.>"], num_replicas=replicas))  # pyright: ignore[reportUnknownMemberType]  # nats-py's options have no types
 
 
 async def publish(js: JetStreamContext, messages: Sequence[Message]) -> None:
@@ -47,21 +48,21 @@ async def publish(js: JetStreamContext, messages: Sequence[Message]) -> None:
             pytest.fail(f"message {message.stream_seq} was not taken in 200 tries")
 
 
+async def connect(url: str) -> Client:
+    """A connection that comes back by itself, as the service has it."""
+    return await Connection.from_text(url).connect("test")
+
+
 @pytest.fixture
 async def nc(fresh_nats: NatsServer) -> AsyncIterator[Client]:
-    async def quiet(_: Exception) -> None:
-        """Tests that cut connections expect errors."""
-
-    client = await nats.connect(
-        fresh_nats.url, max_reconnect_attempts=-1, reconnect_time_wait=0.05, error_cb=quiet, allow_reconnect=True
-    )
+    client = await connect(fresh_nats.url)
     yield client
     await client.close()
 
 
 @pytest.fixture
 async def js(nc: Client) -> JetStreamContext:
-    context = nc.jetstream()
+    context = JetStreamContext(nc)
     await make_stream(context)
     return context
 
@@ -74,7 +75,7 @@ def path(tmp_path: Path) -> Path:
 @contextlib.asynccontextmanager
 async def auditing(
     nc: Client, path: Path, progress: Callable[[int, int], None] | None = None, batch: int = 100
-) -> AsyncIterator[Auditor]:
+) -> AsyncGenerator[Auditor]:
     store = AuditStore.open(path)
     auditor = Auditor(nc, store, progress=progress, batch=batch)
     try:
@@ -106,7 +107,11 @@ async def test_it_catches_up_follows_and_equals_a_rebuild_from_the_trail(
     trail = mixed(500)
     await publish(js, trail.messages[:350])
     seen: list[tuple[int, int]] = []
-    async with auditing(nc, path, lambda *at: seen.append(at)) as auditor:
+
+    def progress(position: int, target: int) -> None:
+        seen.append((position, target))
+
+    async with auditing(nc, path, progress) as auditor:
         assert auditor.target == 350
         assert await auditor.wait_for(350, SOON_S)
         assert auditor.ready
@@ -151,6 +156,25 @@ async def test_it_survives_a_broker_killed_in_the_middle(
         await publishing
         assert await auditor.wait_for(600, SOON_S), (auditor.position, auditor.failed)
     await assert_equal_to_a_rebuild(js, path, trail, tmp_path)
+
+
+async def test_it_survives_an_election(nats_cluster: NatsCluster, path: Path, tmp_path: Path) -> None:
+    """Three replicas: the node that leads the stream is killed while it is read."""
+
+    nc = await connect(",".join(nats_cluster.urls))
+    js = JetStreamContext(nc)
+    await make_stream(js, replicas=3)
+    trail = mixed(400)
+    async with auditing(nc, path) as auditor:
+        await publish(js, trail.messages[:100])
+        assert await auditor.wait_for(100, SOON_S), auditor.position
+        publishing = asyncio.create_task(publish(js, trail.messages[100:]))
+        assert await auditor.wait_for(150, SOON_S), auditor.position
+        nats_cluster.kill(await nats_cluster.leader("TRAIL"))
+        await publishing
+        assert await auditor.wait_for(400, 2 * SOON_S), (auditor.position, auditor.failed)
+    await assert_equal_to_a_rebuild(js, path, trail, tmp_path)
+    await nc.close()
 
 
 INGEST = """
@@ -249,12 +273,7 @@ async def test_messages_lost_with_a_connection_are_read_again(
     trail = mixed(4_000)
     await publish(js, trail.messages)
     async with Proxy(fresh_nats.broker.port) as proxy:
-
-        async def quiet(_: Exception) -> None:
-            """Every cut is reported; that is what this test is about."""
-
-        url = fresh_nats.url.rsplit(":", 1)[0] + f":{proxy.port}"
-        nc = await nats.connect(url, max_reconnect_attempts=-1, reconnect_time_wait=0.05, error_cb=quiet)
+        nc = await connect(fresh_nats.url.rsplit(":", 1)[0] + f":{proxy.port}")
         async with auditing(nc, path, batch=200) as auditor:
             for at in (100, 1_000, 2_500):
                 assert await auditor.wait_for(at, SOON_S), (auditor.position, auditor.failed)
@@ -273,7 +292,8 @@ async def test_messages_the_client_dropped_are_read_again(
     trail = mixed(200)
     await publish(js, trail.messages)
     attached: list[str] = []
-    watcher = await nc.subscribe("$JS.EVENT.ADVISORY.CONSUMER.CREATED.TRAIL.>", cb=_noting(attached))
+    created = "$JS.EVENT.ADVISORY.CONSUMER.CREATED.TRAIL.>"
+    watcher = await nc.subscribe(created, cb=_noting(attached))  # pyright: ignore[reportUnknownMemberType]  # nats-py's futures
     async with auditing(nc, path) as auditor:
         assert await auditor.wait_for(200, SOON_S), (auditor.position, auditor.failed)
     await watcher.unsubscribe()

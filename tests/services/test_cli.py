@@ -338,7 +338,7 @@ async def test_a_setting_out_of_range_is_refused_by_name(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "arguments", [("nothing",), ("timeline",), ("tasks", "--status", "done"), ("tasks", "--limit", "0"), ("init",)]
+    "arguments", [("nothing",), ("timeline",), ("tasks", "--before", "-1"), ("tasks", "--limit", "0"), ("init",)]
 )
 async def test_a_wrong_command_is_told_on_standard_error(arguments: tuple[str, ...]) -> None:
     ran = await run(*arguments)

@@ -8,7 +8,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def report(made: str) -> decide.ReportStatus:
 
 
 @asynccontextmanager
-async def replicas(cluster: NatsCluster, data: Path, count: int) -> AsyncIterator[list[Parts]]:
+async def replicas(cluster: NatsCluster, data: Path, count: int) -> AsyncGenerator[list[Parts]]:
     """Several processes' parts; the trail on three nodes."""
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(parts(cluster.urls, data, replicas=3)) for _ in range(count)]
@@ -127,7 +127,8 @@ async def test_another_replica_sees_a_change_the_moment_it_is_acknowledged(
     async with replicas(nats_cluster, tmp_path, 3) as several:
         for number in range(20):
             ref = ref_of(f"seen {number}")
-            for step, command in enumerate((create(), report("r"))):
+            steps: tuple[decide.TaskCommand, ...] = (create(), report("r"))
+            for step, command in enumerate(steps):
                 done = await until_told(several[(number + step) % 3], command, ref)
                 polled = await asyncio.gather(*(one.states.by_handle(ref) for one in several))
                 assert polled == [done.state] * 3

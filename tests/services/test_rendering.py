@@ -13,7 +13,7 @@ from tests.projections.audit.histories import NOW_MS
 from tests.services.scene import HOSTILE, Scene, open_store, play
 
 from tasktrail.projections.audit.store import AuditStore
-from tasktrail.projections.audit.timeline import Timeline
+from tasktrail.projections.audit.timeline import Step, Timeline
 from tasktrail.services.rendering import TailView, TasksView, TimelineView, show
 from tasktrail.services.wording import lasted, since
 
@@ -130,6 +130,28 @@ def test_a_folded_run_stands_where_it_began_though_it_was_recorded_later(timelin
     assert told == sorted(told)
 
 
+def test_an_hour_of_polling_is_two_lines_when_the_token_ends_in_it(timeline: Timeline) -> None:
+    """Each half second of repeats is an entry of its own; nobody reads seven thousand of them."""
+    created, poll, *_ = timeline.steps
+    at = datetime.fromisoformat(poll.time or "")
+
+    def piece(number: int, count: int = 2, what: str = "tasks/get told working 2 times") -> Step:
+        first, last = (
+            (at + timedelta(seconds=number / 2 + more)).isoformat(timespec="milliseconds") for more in (0, 0.4)
+        )
+        return msgspec.structs.replace(
+            poll, stream_seq=100 + number, first=first, last=last, time=last, count=count, what=what
+        )
+
+    pieces = [piece(number) for number in range(7_200)]
+    other = piece(7_200, 1, "tasks/get told completed")
+    shown = plain(TimelineView(msgspec.structs.replace(timeline, steps=(created, *pieces, other), gaps=()), now=NOW))
+    assert f"{TIMES}2396 over 9 m 59 s tasks/get told working #100…1297 ana (verified), as in #1" in shown
+    assert f"{TIMES}12004 over 50 m 1 s tasks/get told working #1298…7299 ana at id.example" in shown
+    assert shown.count("told working") == 2  # the token ended in between, and that is told
+    assert "tasks/get told completed #7300 ana (verified), as in #1298" in shown
+
+
 @pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
 def test_every_line_fits_the_terminal(timeline: Timeline, store: AuditStore, width: int) -> None:
     views: list[ConsoleRenderable] = [TimelineView(timeline, now=NOW), TasksView(store.tasks(), now=NOW)]
@@ -176,7 +198,7 @@ def test_a_reference_that_only_denials_name_says_so(store: AuditStore, scene: Sc
     only = msgspec.structs.replace(found, task=None, gaps=(), steps_omitted=3)
     shown = plain(TimelineView(only, now=NOW))
     assert "status unknown: no creation of it is on the trail" in shown
-    assert "▲ 3 later steps are not shown" in shown
+    assert "▲ 3 later steps are left out" in shown
 
 
 def test_tasks_are_listed_with_their_status_time_left_tool_and_creator(store: AuditStore, scene: Scene) -> None:

@@ -55,7 +55,8 @@ def test_depth_is_counted_exactly_whatever_strings_look_like(depth: int, text: s
     """An array of a scalar has depth 1; brackets within strings do not count."""
     value: object = text
     for _ in range(depth):
-        value = {text: value} if objects else [text, value, []][:2]
+        deeper: dict[str, object] | list[object] = {text: value} if objects else [text, value]
+        value = deeper
     body = json.dumps(value).encode()
     assert decode(body, bytes_max=KIB_64, depth_max=depth) == value
     if depth:

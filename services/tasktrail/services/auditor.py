@@ -25,7 +25,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
-from nats.js import api
+from nats.js import JetStreamContext, api
 from nats.js.errors import NotFoundError
 
 from tasktrail.events.entry import KEY_ID, MSG_ID, SIGNATURE
@@ -77,7 +77,8 @@ class Auditor:
         """The stream's last sequence when the auditor started."""
         self.failed: Exception | None = None
         """Why it ended, if it did not end by `stop`."""
-        self._nc, self._js, self._stream, self._batch = nc, nc.jetstream(timeout=_API_S), stream, batch
+        self._nc, self._stream, self._batch = nc, stream, batch
+        self._js = JetStreamContext(nc, timeout=_API_S)
         self._progress = progress
         self._moved = asyncio.Event()
         self._ended: asyncio.Future[None] | None = None
@@ -213,7 +214,7 @@ class Auditor:
             mem_storage=True,
             num_replicas=1,
         )
-        await self._js.add_consumer(self._stream, config)
+        await self._js.add_consumer(self._stream, config)  # pyright: ignore[reportUnknownMemberType]  # nats-py's options have no types
         flow = _Flow(self._nc, f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{name}", self._batch)
         try:
             await flow.open()
@@ -253,7 +254,7 @@ class _Flow:
 
     async def open(self) -> None:
         """Subscribe."""
-        self._subscription = await self._nc.subscribe(
+        self._subscription = await self._nc.subscribe(  # pyright: ignore[reportUnknownMemberType]  # nats-py's futures
             self._inbox,
             cb=self._received,
             pending_msgs_limit=4 * self._batch,

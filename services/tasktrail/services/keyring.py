@@ -128,7 +128,7 @@ class Keyring:
             raise KeyringError(message)
         try:
             return wrapper.decrypt(rest[:_NONCE_BYTES], rest[_NONCE_BYTES:], ref.encode())
-        except InvalidTag:
+        except (InvalidTag, ValueError):
             message = f"task {ref}: its wrapped key does not open with version {version.decode()} of the wrapping key"
             raise KeyringError(message) from None
 

@@ -50,6 +50,7 @@ _log = logging.getLogger(__name__)
 
 WRONG_SEQUENCE = frozenset({10071, 10164})
 CONFLICTS_MAX = 3
+_CONFLICT_S = 0.005  # 10164 says that another entry of the task is being replicated: it cannot be read yet
 _IN_PROCESS = 10158  # R3: an earlier try with this message id is being replicated; it may yet fail
 _STORE_FAILED = 10077  # the stream is full (`discard: new`), or its disk: nothing was stored
 _BACKOFF_FIRST_S = 0.05
@@ -180,14 +181,15 @@ class Ledger:
                     state = await self._states.of(attempt.tenant, attempt.ref)
                 done = await self._settled(attempt, state, sealed)
             except APIError as error:
-                if error.err_code in WRONG_SEQUENCE:
+                if error.err_code in WRONG_SEQUENCE and not attempt.unsure:
                     conflicts += 0 if remembered else 1
-                    remembered = False
                     if conflicts > CONFLICTS_MAX:
                         why = f"the task changed {conflicts} times meanwhile"
-                        raise _unavailable(why, unsure=attempt.unsure) from None
+                        raise _unavailable(why, unsure=False) from None
+                    remembered = False
+                    await asyncio.sleep(conflicts * _CONFLICT_S)
                     continue
-                if not _passing(error):
+                if error.err_code not in WRONG_SEQUENCE and not _passing(error):
                     why = f"the trail does not take the entry ({error.description or error.code})"
                     raise _unavailable(why, unsure=attempt.unsure) from None
             except MaxPayloadError:

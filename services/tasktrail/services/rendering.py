@@ -7,10 +7,13 @@ together with who caused them, by what credential, at which level of evidence, a
     show(console, TimelineView(timeline, now=datetime.now(UTC)))
 """
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
+from typing import NamedTuple
 
+import msgspec
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderResult
 from rich.padding import Padding
 from rich.segment import Segment
@@ -32,6 +35,7 @@ from tasktrail.services.wording import (
     since,
     status_words,
     who,
+    without_count,
 )
 
 WIDE = 110
@@ -96,7 +100,7 @@ class TimelineView:
         yield _steps(self._timeline, wide=options.max_width >= WIDE)
         if omitted := self._timeline.steps_omitted:
             yield Text()
-            yield Text(f"▲ {omitted} later steps are not shown here; `--json` shows as many", style=_LOUD)
+            yield Text(f"▲ {omitted} later steps are left out", style=_LOUD)
 
 
 def _header(timeline: Timeline, now: datetime) -> Table:
@@ -198,26 +202,67 @@ def _steps(timeline: Timeline, *, wide: bool) -> Table:
     grid = _Grid(wide=wide)
     start = moment(timeline.task.created_at if timeline.task else None)
     gaps = sorted(timeline.gaps, key=lambda gap: gap.stream_seq)
-    for steps in _as_it_happened(timeline.steps):
-        while gaps and steps[0].first is None and gaps[0].stream_seq <= steps[0].stream_seq:
+    for entry in _merged(_as_it_happened(timeline.steps)):
+        while gaps and entry.steps[0].first is None and gaps[0].stream_seq <= entry.steps[0].stream_seq:
             grid.gap(gaps.pop(0))
-        grid.entry(steps, start)
+        grid.entry(entry, start)
     for gap in gaps:
         grid.gap(gap)
     return grid.table
 
 
-def _as_it_happened(steps: Sequence[Step]) -> Iterator[list[Step]]:
-    """The steps of each entry in the stream's order, but folded runs, which are recorded late, where they began."""
-    entries = [list(same) for _, same in groupby(steps, key=lambda step: step.stream_seq)]
-    runs = sorted((entry for entry in entries if entry[0].first), key=lambda entry: entry[0].first or "")
+class _Entry(NamedTuple):
+    """The steps of one entry; of several, when they are one run of accesses that was recorded in pieces."""
+
+    steps: Sequence[Step]
+    last_seq: int
+
+    @property
+    def place(self) -> str:
+        first = self.steps[0].stream_seq
+        return f"#{first}" if first == self.last_seq else f"#{first}…{self.last_seq}"
+
+
+def _as_it_happened(steps: Sequence[Step]) -> Iterator[_Entry]:
+    """The entries in the stream's order, but folded runs, which are recorded late, where they began."""
+    entries = [_Entry(list(same), seq) for seq, same in groupby(steps, key=lambda step: step.stream_seq)]
+    runs = deque(sorted((one for one in entries if one.steps[0].first), key=lambda one: one.steps[0].first or ""))
     for entry in entries:
-        if entry[0].first:
+        first = entry.steps[0]
+        if first.first:
             continue
-        while runs and entry[0].time and (runs[0][0].first or "") < entry[0].time:
-            yield runs.pop(0)
+        while runs and first.time and (runs[0].steps[0].first or "") < first.time:
+            yield runs.popleft()
         yield entry
     yield from runs
+
+
+def _merged(entries: Iterable[_Entry]) -> Iterator[_Entry]:
+    """Runs of the same caller that say the same and follow each other, as one: an hour of polling is one line."""
+    held: _Entry | None = None
+    for entry in entries:
+        if held is None:
+            held = entry
+        elif _alike(held.steps[0], entry.steps[0]):
+            run, more = held.steps[0], entry.steps[0]
+            whole = msgspec.structs.replace(
+                run, count=run.count + more.count, last=max(run.last or "", more.last or ""), what=without_count(run)
+            )
+            held = _Entry([whole], max(held.last_seq, entry.last_seq))
+        else:
+            yield held
+            held = entry
+    if held is not None:
+        yield held
+
+
+def _alike(run: Step, more: Step) -> bool:
+    return bool(
+        run.first
+        and more.first
+        and (run.type, run.rule, without_count(run)) == (more.type, more.rule, without_count(more))
+        and provenance(run) == provenance(more)
+    )
 
 
 class _Grid:
@@ -238,8 +283,9 @@ class _Grid:
     def _row(self, *cells: Text) -> None:
         self.table.add_row(*cells, *[Text()] * (len(self.table.columns) - len(cells)))
 
-    def entry(self, steps: Sequence[Step], start: datetime | None) -> None:
+    def entry(self, entry: _Entry, start: datetime | None) -> None:
         """The steps of one entry, then who caused them: in full when it is not as it was before."""
+        steps = entry.steps
         date = day(happened(steps[0]))
         if date and date != self._today:
             self._today = date
@@ -250,7 +296,7 @@ class _Grid:
         same = provenance(last)
         told = authority(last, like=self._told.get(same), wide=self._wide)
         self._told.setdefault(same, last.stream_seq)
-        self._row(Text(), Text(f"#{last.stream_seq}", style=_QUIET), Text(), Text(told, style=_QUIET))
+        self._row(Text(), Text(entry.place, style=_QUIET), Text(), Text(told, style=_QUIET))
 
     def _step(self, step: Step, start: datetime | None) -> None:
         mark, _, style = _MARKS[step.kind]
@@ -277,15 +323,14 @@ class _Grid:
 def _what(step: Step) -> Text:
     """What happened, a folded run with how many it holds."""
     _, word, style = _MARKS[step.kind]
-    what, count = step.what, step.count
+    what = without_count(step)
     if word:  # the mark says it already
         what = what.replace(f" {word.strip().lower()}", "", 1)
-    if count > 1:
-        what = what.replace(f" {count} times", "", 1)
-        first, last = moment(step.first), moment(step.last)
-        over = f" over {lasted(last - first)}" if first and last and last > first else ""
-        return Text(word, style=style).append(f"{_TIMES}{count}{over} ", style="bold").append(what)
-    return Text(word + what, style=style)
+    if step.count == 1:
+        return Text(word + what, style=style)
+    first, last = moment(step.first), moment(step.last)
+    over = f" over {lasted(last - first)}" if first and last and last > first else ""
+    return Text(word, style=style).append(f"{_TIMES}{step.count}{over} ", style="bold").append(what)
 
 
 def _change(step: Step) -> Text:

@@ -72,7 +72,7 @@ class TaskKey:
             raise SealError(message)
         try:
             return self._cipher.decrypt(blob[:_NONCE_BYTES], blob[_NONCE_BYTES:], framed(self.ref, commitment.name))
-        except InvalidTag:
+        except (InvalidTag, ValueError):
             message = f"task {self.ref}: the sealed {commitment.name} does not open under the task's key"
             raise SealError(message) from None
 

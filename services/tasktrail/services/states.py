@@ -108,7 +108,7 @@ class States:
         if known is not None and known.stream_seq == last.seq:
             self._cache.move_to_end(ref)
             return known
-        state = _followed(known, last)
+        state = _followed(known, last) if known is not None else None
         if state is None:
             base = _nearest(last, known, await self._stored(ref))
             state = base if base is not None and base.stream_seq == last.seq else await self._fold(base, last)
@@ -180,11 +180,11 @@ class States:
         return found
 
 
-def _followed(known: State | None, last: _Message) -> State | None:
+def _followed(known: State, last: _Message) -> State | None:
     """The state after the last entry when it is the very next one after what is known; None when it is not."""
     body = last.data
     entry = entries.decode(body)
-    if entry.task_seq != (known.task.seq + 1 if known else 1):
+    if entry.task_seq != known.task.seq + 1:
         return None
     return current.advance(known, entry, entries.leaf_hash(body), last.seq)
 

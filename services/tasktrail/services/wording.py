@@ -63,6 +63,11 @@ def happened(step: Step) -> str | None:
     return step.first or step.time
 
 
+def without_count(step: Step) -> str:
+    """The sentence of a folded run without how many it holds: that is shown beside it."""
+    return step.what.replace(f" {step.count} times", "", 1) if step.count > 1 else step.what
+
+
 def lasted(duration: timedelta, *, precise: bool = True) -> str:
     """A duration with as much precision as one reads: 0.12 s, 1 m 5 s, 2 h 3 m, 3 d 4 h."""
     seconds = abs(duration.total_seconds())

@@ -13,7 +13,7 @@ import time
 from typing import Any, Self
 
 import msgspec
-from nats.aio.client import Client
+from nats.aio.client import DEFAULT_INBOX_PREFIX, Client
 from nats.errors import Error as NatsError
 
 from tasktrail.services.connection import Connection
@@ -92,7 +92,7 @@ class Feeder:
             connection.servers,
             user=connection.user,
             password=connection.password,
-            inbox_prefix=connection.inbox_prefix,
+            inbox_prefix=connection.inbox_prefix or DEFAULT_INBOX_PREFIX,
             max_reconnect_attempts=-1,
             reconnect_time_wait=_RECONNECT_S,  # type: ignore[arg-type,unused-ignore]  # takes fractions of a second
             disconnected_cb=lost,

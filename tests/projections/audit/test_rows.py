@@ -16,8 +16,8 @@ from tasktrail.events.entry import decode, encode, leaf_hash
 from tasktrail.events.facts import KeyActivated, TaskCreated, TaskPolled, TaskResumed
 from tasktrail.events.subjects import access_subject, control_subject, denied_subject, task_subject
 from tasktrail.events.task import Task
-from tasktrail.projections.audit.columns import Message
-from tasktrail.projections.audit.rows import Reason, Rows, TaskRow, read, ref_of
+from tasktrail.projections.audit.columns import EntryRow, EventRow, Message
+from tasktrail.projections.audit.rows import DenialRow, Reason, Rows, TaskRow, read, ref_of
 
 
 def read_all(trail: Trail) -> Rows:
@@ -62,7 +62,10 @@ def test_rows_do_not_depend_on_where_batches_are_cut(cuts: list[int]) -> None:
     trail = mixed(60, seed=3)
     whole = read_all(trail)
     known: dict[str, TaskRow] = {}
-    entries, events, denials, last = [], [], [], 0
+    entries: list[EntryRow] = []
+    events: list[EventRow] = []
+    denials: list[DenialRow] = []
+    last = 0
     bounds = [0, *sorted(cuts), len(trail.messages)]
     for start, end in pairwise(bounds):
         part = read(trail.messages[start:end], after=last, known=known)

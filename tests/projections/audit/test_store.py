@@ -32,6 +32,7 @@ from tasktrail.projections.audit.errors import (
 from tasktrail.projections.audit.history import StepRow
 from tasktrail.projections.audit.rows import DenialRow, RejectedRow, TaskRow
 from tasktrail.projections.audit.store import SCHEMA_VERSION, AuditStore, TaskFilter
+from tasktrail.projections.audit.timeline import Step
 
 CREATED = datetime(2026, 11, 22, 11, 0, tzinfo=UTC)
 ENOUGH = 2**53
@@ -280,7 +281,9 @@ def test_readers_see_snapshots_while_appends_go_on(store: AuditStore) -> None:
         trail.command(ref, ReportStatus(id=str(number), message=trail.sealed("message")))
         trail.poll(ref)
     store.append(trail.messages[:1])
-    done, wrong, readings = threading.Event(), [], []
+    done = threading.Event()
+    wrong: list[tuple[int, int, int]] = []
+    readings: list[int] = []
 
     def look() -> None:
         while not done.is_set():
@@ -333,7 +336,8 @@ def test_tasks_are_found_by_each_filter_newest_first(store: AuditStore) -> None:
 def test_what_follows_a_sequence_is_read_page_by_page_and_complete(path: Path) -> None:
     trail = spoilt(150)
     store = fed(path, trail)
-    at, steps = 0, []
+    at = 0
+    steps: list[Step] = []
     while at < store.last_seq:
         page, at = store.since(at, most=20)
         steps += page

@@ -75,7 +75,7 @@ def is_problem(answer: httpx.Response, status: int, reason: str) -> str:
     return str(said["detail"])
 
 
-@pytest.mark.requirement("T3", "O2")
+@pytest.mark.requirement("T3")
 async def test_a_timeline_is_asked_for_by_reference_or_id_in_a_body(
     client: httpx.AsyncClient, surface: StoreSurface, scene: Scene
 ) -> None:

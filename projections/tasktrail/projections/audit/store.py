@@ -48,7 +48,7 @@ from tasktrail.projections.audit.timeline import Step, TaskShown, Timeline
 SCHEMA_VERSION = 1
 STEPS_MAX = 100_000
 TASKS_MAX = 10_000
-MEMORY_LIMIT = "1GB"
+MEMORY_LIMIT = "512MB"
 CHECKPOINT_THRESHOLD = "128MB"
 """Write-ahead log kept before it is folded into the file: 16MB took a third of the time, 128MB replays in 0.5 s."""
 _GAPS_MAX = 1_000

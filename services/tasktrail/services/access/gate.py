@@ -90,6 +90,8 @@ class Gate:
         )
         allowed = msgspec.structs.replace(authority, decision=decision(Rule.TOOL_MAY, "create", binding, said.tool))
         done = await self._ledger.submit(authority.tenant, ref, command, allowed, blobs)
+        if done.repeated:  # by now it may have a result to disclose, or be over
+            return await self._show(await self._open(handle, said.caller, said.call, channel), said.call.method)
         return await self._view(done.state, handle)
 
     def _granted(self, wished: int | None) -> int:
@@ -145,11 +147,10 @@ class Gate:
                 digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
                 checked.append(decide.Answer(key_sha256=digest))
                 continue
-            if asked.response is not None:
-                checked.append(decide.Answer(key=name))
-                continue
-            request = msgspec.convert(await self._payloads.open(state, asked.request), InputAsk)
-            fault = answers.fault(asked.method, request.params, answer)
+            fault = ""
+            if asked.response is None:  # an answered one is sealed like the first time: a repeat has the same digest
+                request = msgspec.convert(await self._payloads.open(state, asked.request), InputAsk)
+                fault = answers.fault(asked.method, request.params, answer)
             if fault:
                 faults[name] = fault
                 checked.append(decide.Answer(key=name, fault=fault))

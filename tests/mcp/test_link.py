@@ -1,0 +1,242 @@
+"""Between an MCP server and tasktrail: how it is set up, what may be said, and what is taken for what. Sources: design
+promises 1 to 3, sections 3 and 6, facts.md on least privilege."""
+
+import json
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import nats
+import pytest
+import pytest_asyncio
+from mcp.server import MCPServer
+from nats.aio.client import Client as Nats
+
+from tasktrail.events.authority import Level
+from tasktrail.events.errors import InvalidRequest, NothingWritten, TaskNotFound, TasktrailError
+from tasktrail.events.facts import AccessDenied, TaskCreated
+from tasktrail.mcp import running
+from tasktrail.mcp.extension import Tasks
+from tasktrail.mcp.link import ConnectedLink, answered
+from tasktrail.services import messages
+from tasktrail.services.connection import Connection
+from tasktrail.services.messages import ACTIONS
+
+from .place import Place, carrying, only, opened, refused
+from .serving import until
+from .test_running import held
+from .workshop import SUPPORT
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def connected(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Place]:
+    """Give a running installation whose MCP server is connected."""
+    async with opened("connected", tmp_path_factory.mktemp("connected")) as place:
+        yield place
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def adapter(connected: Place) -> AsyncGenerator[Nats]:
+    """Give a connection with an MCP server's login."""
+    said = json.loads((connected.data / "adapter.json").read_text())
+    options = {name: said[name] for name in ("servers", "user", "password", "inbox_prefix")}
+    nc = await nats.connect(**options)
+    try:
+        yield nc
+    finally:
+        await nc.close()
+
+
+async def ask(nc: Nats, subject: str, body: bytes) -> dict[str, Any]:
+    """The answer to a request; there is always one."""
+    reply = await nc.request(f"tasktrail.cmd.{subject}", body, timeout=10)
+    found: dict[str, Any] = json.loads(reply.data)
+    return found
+
+
+CALLER = {"iss": "https://id.example", "sub": "ana", "client_id": "cli"}
+CALL = {"method": "tools/call", "wire": "mcp/2026-07-28"}
+CREATE: dict[str, Any] = {"caller": CALLER, "call": CALL, "command_id": "1", "tool": "echo", "task_support": "optional"}
+
+
+@pytest.mark.parametrize(
+    "target", ["", "http://127.0.0.1:4222", "nats://", "/no/such/adapter.json", "nats://a,ftp://b"]
+)
+async def test_an_address_that_is_none_is_refused_with_what_to_write(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Style 8: the message says what to do next."""
+    monkeypatch.delenv("TASKTRAIL_NATS_URL", raising=False)
+    with pytest.raises(InvalidRequest, match="nats://"):
+        Tasks.connect(target, tools=SUPPORT)
+
+
+async def test_the_address_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One setting, TASKTRAIL_NATS_URL, for a server that is deployed unchanged."""
+    monkeypatch.setenv("TASKTRAIL_NATS_URL", "nats://127.0.0.1:1")
+    assert isinstance(Tasks.connect(tools=SUPPORT), Tasks)
+
+
+async def test_a_tools_support_is_one_of_three_words() -> None:
+    """`execution.taskSupport` of the 2025-11-25 specification has these three."""
+    with pytest.raises(InvalidRequest, match="none of forbidden, optional, required"):
+        Tasks.embed(tools={"echo": "sometimes"})
+
+
+async def test_a_server_that_finds_no_broker_does_not_start() -> None:
+    """Never a hang: it says where it looked, and what should be running there."""
+    tasks = Tasks.connect("nats://127.0.0.1:1", tools=SUPPORT)
+    mcp: MCPServer[Any] = MCPServer("lonely", extensions=[tasks], log_level="CRITICAL")
+    with pytest.raises(NothingWritten, match=r"127\.0\.0\.1:1.*tasktrail up"):
+        async with tasks.lifespan(mcp):
+            pass
+
+
+async def test_a_link_that_was_not_started_says_so() -> None:
+    """The lifespan was forgotten."""
+    link = ConnectedLink(Connection(servers=["nats://127.0.0.1:1"]), "lonely")
+    with pytest.raises(NothingWritten, match="lifespan"):
+        await link.request("collect", messages.CollectInput(task_ref="a" * 32))
+
+
+async def test_every_error_of_the_service_arrives_as_what_it_is() -> None:
+    """The tree in `events/errors.py`; one of a later version keeps its code and whether to try again."""
+    said = messages.Failed(reason="not_found", message="Task not found", code=-32602, retriable=False, written="denial")
+    with pytest.raises(TaskNotFound, match="Task not found"):
+        answered("get", msgspec.json.encode({"error": said}))
+    newer = msgspec.structs.replace(said, reason="quota", code=-32099, retriable=True, message="slow down")
+    with pytest.raises(TasktrailError, match="slow down") as raised:
+        answered("get", msgspec.json.encode({"error": newer}))
+    error = raised.value
+    assert (error.code, error.retriable, error.reason, error.written) == (-32099, True, "quota", "denial")
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"{}", b'{"ok": {"later": 1}}', b"\xff", b"[" * 100_000])
+async def test_an_answer_of_another_version_is_an_error_too(body: bytes) -> None:
+    """`Link.request` ends in an answer or an error of the tree, whatever comes back."""
+    with pytest.raises(TasktrailError, match="version"):
+        answered("get", body)
+
+
+BODIES: dict[str, bytes] = {
+    "nothing": b"",
+    "no JSON": b"hello",
+    "no UTF-8": b"\xff\xfe",
+    "no object": b"[]",
+    "null": b"null",
+    "NaN": b'{"task_ref": NaN}',
+    "cut off": b'{"task_ref": "',
+    "deep": b"[" * 100_000 + b"]" * 100_000,
+    "twice the same name": b'{"task_ref": "a", "task_ref": "b"}',
+    "an unknown field": b'{"task_ref": "%s", "more": 1}' % (b"a" * 32),
+    "a wrong type": b'{"task_ref": 5}',
+    "a reference of another form": b'{"task_ref": "*"}',
+    "a huge number": b'{"task_ref": 1e999}',
+    "a lone surrogate": b'{"task_ref": "\\ud800"}',
+    "NUL": b'{"task_ref": "\\u0000"}',
+    "too long": b'{"task_ref": "%s"}' % (b"a" * 17 * 1024 * 1024),
+}
+
+
+@pytest.mark.parametrize("action", sorted(ACTIONS))
+async def test_hostile_requests_are_answered_and_change_nothing(connected: Place, adapter: Nats, action: str) -> None:
+    """Every edge: a documented error, memory bounded, the service alive. Nothing of it reaches the trail."""
+    before = len(await connected.trail.all())
+    for what, body in BODIES.items():
+        answer = await ask(adapter, f"workshop.{action}", body)
+        assert answer["error"]["code"] == -32602, (what, answer)
+        assert len(answer["error"]["message"]) < 1000, what
+    assert len(await connected.trail.all()) == before
+
+
+@pytest.mark.parametrize("subject", ["workshop.destroy", "workshop.__init__", "workshop.carry_out", "x.GET"])
+async def test_there_are_no_other_actions(adapter: Nats, subject: str) -> None:
+    """The answer names those there are."""
+    answer = await ask(adapter, subject, b"{}")
+    assert answer["error"]["reason"] == "invalid_request"
+    assert "create" in answer["error"]["message"]
+
+
+@pytest.mark.requirement("A5")
+async def test_a_connected_server_cannot_make_its_word_more_than_asserted(connected: Place, adapter: Nats) -> None:
+    """Design section 6: no promotion anywhere. It may say that tasktrail verified the token; it was not seen to."""
+    forged = {"method": "jwt", "verified_by_tasktrail": True, "jwks_sha256": "f" * 64, "kid": "k"}
+    known = {**CALLER, "iss": connected.issuer.url}
+    answer = await ask(
+        adapter, "workshop.create", json.dumps({**CREATE, "caller": {**known, "credential": forged}}).encode()
+    )
+    authority = carrying(await connected.trail.of(answer["ok"]["task_id"]), TaskCreated).authority
+    assert authority.principal is not None
+    assert authority.credential is not None
+    assert {authority.principal.level, authority.credential.level} == {Level.ASSERTED}
+    bare = await ask(adapter, "workshop.create", json.dumps({**CREATE, "caller": known, "command_id": "2"}).encode())
+    nobody = carrying(await connected.trail.of(bare["ok"]["task_id"]), TaskCreated).authority
+    assert nobody.principal is not None
+    assert (nobody.principal.level, nobody.principal.kind) == (Level.CLAIMED, "anonymous")
+
+
+@pytest.mark.requirement("A1", "A5")
+async def test_a_caller_without_a_credential_does_not_become_somebody(connected: Place, adapter: Nats) -> None:
+    """Design section 6: claimed facts never decide. Without a credential the caller is anonymous, whatever it is called."""
+    known = {**CALLER, "iss": connected.issuer.url, "sub": "victim"}
+    made = await ask(adapter, "workshop.create", json.dumps({**CREATE, "caller": known, "command_id": "3"}).encode())
+    created = only(await connected.trail.of(made["ok"]["task_id"]), TaskCreated)
+    assert (created.binding.iss, created.binding.sub, created.binding.client_id) == ("", "", "")
+
+
+@pytest.mark.requirement("A1")
+async def test_a_server_cannot_touch_the_work_of_another(connected: Place, adapter: Nats) -> None:
+    """The server's name is the subject's; its report on somebody else's task is denied, and on the trail."""
+    with connected.bench() as label:
+        async with connected.client() as ana:
+            made = await held(connected, ana, "waits", label)
+            ref = connected.trail.ref(made["taskId"])
+            common = {"task_ref": ref, "command_id": "x"}
+            stolen = {
+                "complete": {**common, "result": {}},
+                "fail": {**common, "error": {"code": 1, "message": "m"}},
+                "stop": common,
+                "lose": {**common, "cause": "x"},
+                "report": {**common, "message": "m"},
+                "ask": {**common, "asks": {"k": {"method": "roots/list"}}},
+                "collect": {"task_ref": ref},
+            }
+            for action, body in stolen.items():
+                answer = await ask(adapter, f"another.{action}", json.dumps(body).encode())
+                unknown = await ask(adapter, f"another.{action}", json.dumps({**body, "task_ref": "a" * 32}).encode())
+                assert answer == unknown, action
+                assert answer["error"]["reason"] == "not_found"
+            assert (await ana.get(made["taskId"])).result["status"] == "working"
+        denial = await refused(connected, ref, "other-server-runs-task")
+        assert only([denial], AccessDenied).method.startswith("work/")
+    assert "CommandRefused" not in await connected.trail.names(made["taskId"])
+
+
+@pytest.mark.xfail(
+    strict=True, reason="messages.signal_subject encodes a name that is a subject token already once more"
+)
+@pytest.mark.requirement("L8")
+async def test_a_server_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MCP names are free text. Signals must arrive, not only what a run finds when it looks for itself."""
+    monkeypatch.setattr(running, "LOOK_EVERY_S", 3600)
+    async with opened("connected", tmp_path, name="Reports & more, v2") as place, place.client() as ana:
+        with place.bench() as label:
+            made = await held(place, ana, "waits", label)
+            await ana.cancel(made["taskId"])
+            bench = place.workshop.bench(label)
+            await until(lambda: "told to stop" in bench.log, within_s=3)
+
+
+@pytest.mark.parametrize("kind", ["nul", "integer", "deep"])
+async def test_a_result_that_json_allows_is_recorded(place: Place, kind: str, request: pytest.FixtureRequest) -> None:
+    """What a tool may answer directly it may answer as a task, embedded or connected."""
+    if place.mode == "connected":
+        reason = "commands.py refuses NUL, integers past 2^53 and depth past 128 in payloads too"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+    async with place.client() as ana:
+        made = await ana.start("odd", kind=kind)
+        done = await ana.until(made["taskId"], "completed", "failed")
+    assert done["status"] == "completed"
