@@ -5,9 +5,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from tasktrail.events.authority import Level
 from tasktrail.projections.audit import timeline
+from tasktrail.services import terminal
 from tasktrail.services.settings import DESCRIBED, ENV_PREFIX, Settings
 
 ROOT = Path(__file__).parent.parent
@@ -42,3 +45,14 @@ def test_every_field_of_the_timeline_document_is_documented() -> None:
         assert kind.value in page
     for level in Level:
         assert f"| {level.value} | " in page
+
+
+def test_every_command_and_its_options_are_documented() -> None:
+    """Style 13: every command is documented or a test fails."""
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    group = get_command(terminal.app)
+    assert isinstance(group, TyperGroup)
+    for name, command in group.commands.items():
+        assert f"| `tasktrail {name}" in page, f"docs/cli.md lacks `tasktrail {name}`"
+        for option in (one for parameter in command.params for one in parameter.opts if one.startswith("--")):
+            assert f"`{option}" in page, f"docs/cli.md does not name {option} of {name}"

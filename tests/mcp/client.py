@@ -1,7 +1,7 @@
-"""A client as the wire sees it: JSON-RPC over streamable HTTP at protocol 2026-07-28, one caller's token on each request.
+"""A client as the wire sees it: JSON-RPC over streamable HTTP at protocol 2026-07-28, one caller's token on each.
 
-Guarantees: every answer to a request of the extension is checked against `shapes` before a test sees it; the raw body is
-kept. Needs httpx.
+Guarantees: every answer to a request of the extension is checked against `shapes` before a test sees it; the raw body
+is kept. Needs httpx.
 
     async with Client(url, token) as ana:
         task = await ana.start("echo", text="hello")
@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -145,7 +145,7 @@ class Client:
             await asyncio.sleep(_LOOK_S)
 
     @contextlib.asynccontextmanager
-    async def listening(self, **notifications: object) -> AsyncIterator["Stream"]:
+    async def listening(self, **notifications: object) -> AsyncGenerator["Stream"]:
         """subscriptions/listen: its stream of messages."""
         body = self.body("subscriptions/listen", {"notifications": notifications})
         headers = self.headers("subscriptions/listen", None)

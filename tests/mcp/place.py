@@ -8,11 +8,10 @@ async with opened("connected", tmp_path) as place, place.client("ana") as ana:
 import contextlib
 import json
 import os
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import nats
 import pytest
 from mcp.server.auth.provider import TokenVerifier
 from mcp.server.auth.settings import AuthSettings
@@ -21,7 +20,7 @@ from nats.js import JetStreamContext
 
 from tasktrail.events import entry as entries
 from tasktrail.events.entry import Entry
-from tasktrail.events.facts import Event
+from tasktrail.events.facts import AccessDenied, Event
 from tasktrail.events.subjects import TRAIL, kind_of
 from tasktrail.mcp.extension import Tasks
 from tasktrail.mcp.verifier import Issuer, JwtVerifier
@@ -117,7 +116,7 @@ class Place:
         return Client(self.url, self.token(sub, client_id), capabilities)
 
     @contextlib.contextmanager
-    def bench(self) -> Iterator[str]:
+    def bench(self) -> Generator[str]:
         """A label of its own for a tool that can be held; lets whatever is still held go in the end."""
         label = os.urandom(8).hex()
         try:
@@ -144,7 +143,7 @@ class Place:
 
 
 @contextlib.contextmanager
-def settings(values: Mapping[str, object]) -> Iterator[None]:
+def settings(values: Mapping[str, object]) -> Generator[None]:
     """The environment with these settings of the service."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
@@ -171,13 +170,25 @@ async def reading(data: Path) -> AsyncGenerator[Trail]:
     """The trail of a running service's directory."""
     password = json.loads((data / "nats" / "credentials.json").read_text())["tasktrail"]
     (server,) = json.loads((data / "adapter.json").read_text())["servers"]
-    nc = await nats.connect(
-        server, user="tasktrail", password=password, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_quiet
+    nc = await connect(
+        [server],
+        user="tasktrail",
+        password=password,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=0.1,
+        error_cb=_quiet,
     )
     try:
-        yield Trail(nc, nc.jetstream(), Keyring.open(data))
+        yield Trail(nc, JetStreamContext(nc), Keyring.open(data))
     finally:
         await nc.close()
+
+
+async def connect(servers: list[str], **options: Any) -> Nats:  # noqa: ANN401 - nats-py's options
+    """A connection to these servers."""
+    nc = Nats()
+    await nc.connect(servers, **options)
+    return nc
 
 
 async def _quiet(_error: Exception) -> None:
@@ -230,12 +241,17 @@ async def opened(  # noqa: PLR0913 - settings of a test's installation, all with
 
 
 async def refused(place: Place, ref: str, *reasons: str) -> Entry:
-    """The denial with these true reasons, counted in any order, once it is on the trail."""
+    """The first denial of a look-up of `ref` in which all of these true reasons are counted, once it is there."""
+    found: list[Entry] = []
 
-    async def found() -> Entry | None:
-        for entry in await place.trail.denied(ref):
-            if set(reasons) <= set().union(*(getattr(event, "reasons", ()) for event in entry.events)):
-                return entry
-        return None
+    async def look() -> bool:
+        denials = await place.trail.denied(ref)
+        found.extend(entry for entry in denials if set(reasons) <= _reasons(entry))
+        return bool(found)
 
-    return await until(found)  # type: ignore[return-value]  # until gives what is true
+    await until(look)
+    return found[0]
+
+
+def _reasons(entry: Entry) -> set[str]:
+    return set().union(*(event.reasons for event in entry.events if isinstance(event, AccessDenied)))

@@ -8,9 +8,9 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from inspect import isawaitable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import uvicorn
 from mcp.server import MCPServer
@@ -19,14 +19,12 @@ WITHIN_S = 20.0
 _LOOK_S = 0.01
 _STOP_S = 1
 
-T = TypeVar("T")
-
 
 class _Server(uvicorn.Server):
     """Without signal handling."""
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> Generator[None]:
         yield
 
 
@@ -47,7 +45,7 @@ def url_of(sock: socket.socket) -> str:
 
 
 @contextlib.asynccontextmanager
-async def served(mcp: MCPServer[Any], sock: socket.socket) -> AsyncIterator[None]:
+async def served(mcp: MCPServer[Any], sock: socket.socket) -> AsyncGenerator[None]:
     """Serve `mcp` on the socket until the block ends."""
     config = uvicorn.Config(
         mcp.streamable_http_app(), log_level="error", ws="none", lifespan="on", timeout_graceful_shutdown=_STOP_S
@@ -63,13 +61,14 @@ async def served(mcp: MCPServer[Any], sock: socket.socket) -> AsyncIterator[None
         await serving
 
 
-async def until(probe: Callable[[], T | Awaitable[T]], *, within_s: float = WITHIN_S) -> T:
-    """What `probe` answers, once that is true; it is asked again and again, and shown when time is up."""
+async def until(probe: Callable[[], object], *, within_s: float = WITHIN_S) -> None:
+    """Return once what `probe` answers is true; it is asked again and again, and shown when time is up."""
     deadline = time.monotonic() + within_s
     while True:
-        answer = probe()
-        seen = cast("T", await answer if isawaitable(answer) else answer)
+        seen = probe()
+        if isawaitable(seen):
+            seen = await seen
         if seen:
-            return seen
+            return
         assert time.monotonic() < deadline, f"not so within {within_s:g} s; seen last: {seen!r}"
         await asyncio.sleep(_LOOK_S)

@@ -95,7 +95,6 @@ class FailedTask(Task, kw_only=True):
 
     status: Literal["failed"]
     error: RpcError
-    status_message: str
 
 
 class CancelledTask(Task, kw_only=True):
@@ -155,7 +154,7 @@ ERROR_DATA: dict[int, type[Shape] | None] = {-32021: MissingCapability, -32603: 
 
 
 def check(method: str, message: dict[str, Any]) -> None:
-    """An answer to a request: every method of the extension, `tools/call` when it made a task, and `subscriptions/listen`."""
+    """An answer: to a method of the extension, to `tools/call` when it made a task, to `subscriptions/listen`."""
     if "error" in message:
         assert message.keys() == {"jsonrpc", "id", "error"}, message
         _check_error(method, message["error"])
@@ -199,6 +198,7 @@ def check_streamed(message: dict[str, Any], rpc_id: int | str) -> None:
 def _check_detailed(task: dict[str, Any]) -> None:
     shown = msgspec.convert(task, DETAILED[task["status"]])
     assert shown.created_at <= shown.last_updated_at, task
+    assert shown.status_message is not msgspec.UNSET or task["status"] != "failed", task
 
 
 def _check_error(method: str, error: dict[str, Any]) -> None:
@@ -220,6 +220,5 @@ def _validator(definition: str) -> Draft202012Validator | None:
 
 
 def _check_schema(definition: str, message: dict[str, Any]) -> None:
-    validator = _validator(definition)
-    if validator is not None:
-        validator.validate(message)
+    validator: Any = _validator(definition)
+    assert validator is None or validator.is_valid(message), f"not a {definition} of the schema: {message}"

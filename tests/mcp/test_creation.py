@@ -1,8 +1,9 @@
-"""A tool call that becomes a task, or does not. Sources: SEP-2663 (Task Creation, Polling, Errors), design section 5."""
+"""A tool call that becomes a task, or not. Sources: SEP-2663 (Task Creation, Polling, Errors), design section 5."""
 
 import asyncio
 import contextlib
 import json
+from typing import Any
 
 import httpx
 import pytest
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest.mark.requirement("L1", "L5")
 async def test_a_handle_resolves_at_once_and_then_holds_the_result(place: Place) -> None:
-    """SEP-2663: no CreateTaskResult until a tasks/get would resolve; the result is what the call would have returned."""
+    """SEP-2663: no CreateTaskResult until a tasks/get would resolve; the result is the one the call would have had."""
     async with place.client() as ana, place.client(capabilities=UNDECLARED) as plain:
         made = await ana.start("echo", text="hello")
         assert made["status"] == "working"
@@ -108,7 +109,7 @@ async def test_the_server_says_that_it_speaks_the_extension_and_nothing_of_the_o
 
 
 async def test_a_tool_that_does_not_exist_makes_no_task(place: Place) -> None:
-    """The SDK answers it with an error result, as without tasks; arguments that do not fit are the task's own result."""
+    """The SDK answers it with an error result, as without tasks; arguments that do not fit are the task's result."""
     async with place.client() as ana:
         assert (await ana.call("no_such_tool")).result["isError"] is True
         made = await ana.start("echo", wrong="x")
@@ -118,8 +119,8 @@ async def test_a_tool_that_does_not_exist_makes_no_task(place: Place) -> None:
 
 @pytest.mark.requirement("L4")
 async def test_the_creation_records_what_was_negotiated(place: Place) -> None:
-    """Feature L4: the negotiated capabilities are recorded with the creation. Names that are no Unicode do not stop it."""
-    odd = {"extensions": {EXTENSION: {}, "x/\ud800\0": {}}, "sampling": {}}
+    """Feature L4: the negotiated capabilities are recorded with the creation, also under names that are no Unicode."""
+    odd: dict[str, Any] = {"extensions": {EXTENSION: {}, "x/\ud800\0": {}}, "sampling": {}}
     async with place.client(capabilities=odd) as ana:
         made = await ana.start("must", text="x")
     created = only(await place.trail.of(made["taskId"]), TaskCreated)

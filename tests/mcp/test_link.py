@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import nats
 import pytest
 import pytest_asyncio
 from mcp.server import MCPServer
@@ -23,7 +22,7 @@ from tasktrail.services import messages
 from tasktrail.services.connection import Connection
 from tasktrail.services.messages import ACTIONS
 
-from .place import Place, carrying, only, opened, refused
+from .place import Place, carrying, connect, only, opened, refused
 from .serving import until
 from .test_running import held
 from .workshop import SUPPORT
@@ -43,7 +42,7 @@ async def adapter(connected: Place) -> AsyncGenerator[Nats]:
     """Give a connection with an MCP server's login."""
     said = json.loads((connected.data / "adapter.json").read_text())
     options = {name: said[name] for name in ("servers", "user", "password", "inbox_prefix")}
-    nc = await nats.connect(**options)
+    nc = await connect(**options)
     try:
         yield nc
     finally:
@@ -180,7 +179,7 @@ async def test_a_connected_server_cannot_make_its_word_more_than_asserted(connec
 
 @pytest.mark.requirement("A1", "A5")
 async def test_a_caller_without_a_credential_does_not_become_somebody(connected: Place, adapter: Nats) -> None:
-    """Design section 6: claimed facts never decide. Without a credential the caller is anonymous, whatever it is called."""
+    """Design section 6: claimed facts never decide. Without a credential the caller is nobody, whatever it is called."""
     known = {**CALLER, "iss": connected.issuer.url, "sub": "victim"}
     made = await ask(adapter, "workshop.create", json.dumps({**CREATE, "caller": known, "command_id": "3"}).encode())
     created = only(await connected.trail.of(made["ok"]["task_id"]), TaskCreated)
@@ -194,8 +193,8 @@ async def test_a_server_cannot_touch_the_work_of_another(connected: Place, adapt
         async with connected.client() as ana:
             made = await held(connected, ana, "waits", label)
             ref = connected.trail.ref(made["taskId"])
-            common = {"task_ref": ref, "command_id": "x"}
-            stolen = {
+            common: dict[str, Any] = {"task_ref": ref, "command_id": "x"}
+            stolen: dict[str, dict[str, Any]] = {
                 "complete": {**common, "result": {}},
                 "fail": {**common, "error": {"code": 1, "message": "m"}},
                 "stop": common,

@@ -1,4 +1,4 @@
-"""`subscriptions/listen` with `taskIds`. Source: SEP-2663 (Task Status Notifications), SEP-2575, features L3, L4, A1, A4."""
+"""`subscriptions/listen` with `taskIds`. Sources: SEP-2663 (Task Status Notifications), SEP-2575."""
 
 from pathlib import Path
 from typing import Any

@@ -4,11 +4,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from jsonschema import ValidationError
 
 from . import shapes
 
-TASK = {
+TASK: dict[str, Any] = {
     "taskId": "a" * 32,
     "status": "working",
     "createdAt": "2026-11-22T10:00:00.000Z",
@@ -16,7 +15,9 @@ TASK = {
     "ttlMs": 1000,
     "pollIntervalMs": 1000,
 }
-RESULT = {"content": [], "isError": False, "resultType": "complete"}
+RESULT: dict[str, Any] = {"content": [], "isError": False, "resultType": "complete"}
+
+NOTHING: dict[str, Any] = {}
 
 
 def got(**more: object) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def got(**more: object) -> dict[str, Any]:
 
 def test_right_shapes_pass() -> None:
     """Each status with what it shows."""
-    asks = {"k": {"method": "roots/list"}}
+    asks: dict[str, Any] = {"k": {"method": "roots/list"}}
     shapes.check("tasks/get", got())
     shapes.check("tasks/get", got(ttlMs=None, statusMessage="x"))
     shapes.check("tasks/get", got(status="input_required", inputRequests=asks))
@@ -53,7 +54,7 @@ def test_right_shapes_pass() -> None:
         got(status="completed", result={**RESULT, "more": 1}),
         got(status="failed", error={"code": 1, "message": "x"}),
         got(status="failed", statusMessage="x"),
-        got(status="input_required", inputRequests={}),
+        got(status="input_required", inputRequests=NOTHING),
         got(status="input_required", inputRequests={"k": {"method": "tools/call"}}),
         {**got(), "error": {"code": 1, "message": "x"}},
     ],
@@ -61,16 +62,16 @@ def test_right_shapes_pass() -> None:
 )
 def test_a_wrong_shape_is_seen(wrong: dict[str, Any]) -> None:
     """A field too many, too few, or of another form."""
-    with pytest.raises((AssertionError, KeyError, msgspec.ValidationError, ValidationError)):
+    with pytest.raises((AssertionError, KeyError, msgspec.ValidationError)):
         shapes.check("tasks/get", wrong)
 
 
 def test_an_acknowledgement_is_empty() -> None:
     """SEP-2663: an empty result; an envelope of a task in it is wrong."""
-    empty = {"jsonrpc": "2.0", "id": 1, "result": {"resultType": "complete", "_meta": {}}}
-    shapes.check("tasks/cancel", empty)
+    result: dict[str, Any] = {"resultType": "complete", "_meta": {}}
+    shapes.check("tasks/cancel", {"jsonrpc": "2.0", "id": 1, "result": result})
     with pytest.raises(AssertionError):
-        shapes.check("tasks/cancel", {**empty, "result": {**empty["result"], "status": "cancelled"}})  # type: ignore[dict-item]
+        shapes.check("tasks/cancel", {"jsonrpc": "2.0", "id": 1, "result": {**result, "status": "cancelled"}})
 
 
 @pytest.mark.parametrize("data", [{}, {"requiredCapabilities": {}}, {"requiredCapabilities": {"tasks": {}}}, None])

@@ -6,7 +6,6 @@ A tool that can be held takes a `label`; `workshop.bench(label)` is where it and
 import asyncio
 import threading
 from collections import defaultdict
-from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any
 
 from mcp.server import MCPServer
@@ -22,6 +21,7 @@ from mcp_types import (
     ElicitRequest,
     ElicitRequestFormParams,
     ElicitResult,
+    InputRequests,
     InputRequiredResult,
     SamplingMessage,
     TextContent,
@@ -97,11 +97,10 @@ class Workshop:
         token_verifier: TokenVerifier | None = None,
     ) -> MCPServer[Any]:
         """An MCP server with all of them."""
-        begin: AbstractAsyncContextManager[Any] = lifespan or tasks.lifespan
         mcp: MCPServer[Any] = MCPServer(
             name,
             extensions=[tasks],
-            lifespan=begin,  # type: ignore[arg-type]
+            lifespan=lifespan or tasks.lifespan,
             log_level="CRITICAL",
             auth=auth,
             token_verifier=token_verifier,
@@ -283,7 +282,7 @@ class Workshop:
         }
         match ctx.request_state:
             case None:
-                asked = {"who": question(Name), "bad key! ": question(Name)}
+                asked: InputRequests = {"who": question(Name), "bad key! ": question(Name)}
                 return InputRequiredResult(input_requests=asked, request_state="one")
             case "one":
                 state = f"one {given['who']} {given['bad key! ']}"

@@ -31,6 +31,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     data: Path = Path(".tasktrail")
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 8420
+    hosts: tuple[str, ...] = ()
     nats_url: str = ""
     nats_credentials: Path | None = None
     nats_server: Path | None = None
@@ -59,6 +60,7 @@ DESCRIBED: dict[str, str] = {
     "data": "directory of keys, audit store and (embedded) the broker's files",
     "host": "address the HTTP surface listens on",
     "port": "port of the HTTP surface; 0 takes a free one",
+    "hosts": "further names the HTTP surface answers to, comma-separated: a reverse proxy's, say",
     "nats_url": "external NATS servers, comma-separated; empty starts an embedded one",
     "nats_credentials": "NATS credentials file for the external servers",
     "nats_server": "your own nats-server binary for the embedded broker",
@@ -100,6 +102,8 @@ def load(environ: Mapping[str, str], **given: object) -> Settings:
 
 
 def _from_text(name: str, text: str) -> object:
+    if name == "hosts":
+        return [part.strip() for part in text.split(",") if part.strip()]
     if name == "tenants":
         try:
             return msgspec.json.decode(text, type=dict[str, str])

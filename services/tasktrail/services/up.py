@@ -63,7 +63,7 @@ async def _serve(settings: Settings, console: Console, *, demo: bool) -> int:
         await service.start()
         stack.push_async_callback(service.stop)
         token = responder.open_token(settings.data)
-        app = create_app(Reading(service), token=token, hosts=Hosts(settings.host), version=version("tasktrail"))
+        app = create_app(Reading(service), token=token, hosts=Hosts(settings.host, settings.hosts), version=version("tasktrail"))
         server = await Server.start(app, host=settings.host, port=settings.port)
         stack.push_async_callback(server.stop)
         here = responder.Running(url=server.url, pid=os.getpid(), started_at=rfc3339(now_ms()))
