@@ -76,11 +76,12 @@ def test_the_server_works_when_pasted_and_its_task_has_a_timeline(tmp_path: Path
                 return found if found["status"] == "completed" else None
 
             done = wait_for("the task completes", finished)
+            assert done is not None
             assert done["result"]["content"][0]["text"] == "Q3: up 4 %"
         finally:
             server.terminate()
             server.wait(10)
-        command = [tasktrail(), "timeline", "-", "--json", "--data", str(up.data)]
+        command: list[str | Path] = [tasktrail(), "timeline", "-", "--json", "--data", str(up.data)]
         told = subprocess.run(command, input=handle, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
     steps = [step["type"] for step in json.loads(told)["steps"]]
     assert steps[0] == "TaskCreated"

@@ -254,4 +254,4 @@ async def refused(place: Place, ref: str, *reasons: str) -> Entry:
 
 
 def _reasons(entry: Entry) -> set[str]:
-    return set().union(*(event.reasons for event in entry.events if isinstance(event, AccessDenied)))
+    return {reason for event in entry.events if isinstance(event, AccessDenied) for reason in event.reasons}

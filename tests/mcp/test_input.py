@@ -158,7 +158,6 @@ async def test_an_answer_that_does_not_fit_is_refused_and_recorded(place: Place,
     assert (refused.command, refused.reason, refused.key) == ("RespondToInput", "invalid_answer", key)
 
 
-@pytest.mark.xfail(strict=True, reason="access/answers.py takes answers that the official SDK then cannot read")
 @pytest.mark.requirement("L7")
 @pytest.mark.parametrize(
     ("tool", "wrong"),
@@ -183,9 +182,6 @@ async def test_an_answer_of_no_shape_of_the_protocol_is_refused(place: Place, to
         assert refusal.error["code"] == -32602
 
 
-@pytest.mark.xfail(
-    strict=True, reason="access/answers.py refuses every answer when Python's `re` cannot read a pattern"
-)
 @pytest.mark.requirement("L7")
 async def test_a_schema_with_a_pattern_of_another_dialect_can_still_be_answered(place: Place) -> None:
     r"""JSON Schema patterns are ECMA-262 (`\p{L}`), which pydantic takes and Python's `re` does not know."""

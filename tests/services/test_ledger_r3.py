@@ -14,26 +14,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.services.orders import do, ref_of, report, until_told
 
 from tasktrail.events import decide
 from tasktrail.events.errors import MaybeWritten, Unavailable
-from tasktrail.events.subjects import TRAIL, control_subject, task_ref
+from tasktrail.events.subjects import TRAIL, control_subject
 from tasktrail.events.task import Outcome
 from tasktrail.services.ledger import Recorded
 from tasktrail.testing.memory import Stored, folded
 from tasktrail.testing.nats import NatsCluster
 from tasktrail.testing.parts import Parts, parts, stored
-from tasktrail.testing.scenario import ANA, authority, create, sealed
-
-TENANT = ANA.tenant
-
-
-def ref_of(name: str) -> str:
-    return task_ref(b"k" * 32, name)
-
-
-def report(made: str) -> decide.ReportStatus:
-    return decide.ReportStatus(id=made, message=sealed("message", made))
+from tasktrail.testing.scenario import authority, create
 
 
 @asynccontextmanager
@@ -41,23 +32,6 @@ async def replicas(cluster: NatsCluster, data: Path, count: int) -> AsyncGenerat
     """Several processes' parts; the trail on three nodes."""
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(parts(cluster.urls, data, replicas=3)) for _ in range(count)]
-
-
-async def do(one: Parts, command: decide.TaskCommand, ref: str) -> Recorded:
-    return await one.ledger.submit(TENANT, ref, command, authority())
-
-
-async def until_told(one: Parts, command: decide.TaskCommand, ref: str, within_s: float = 60.0) -> Recorded:
-    """As a caller should: the same command until its outcome is known. Each answer came in time."""
-    deadline = time.monotonic() + within_s
-    while True:
-        asked = time.monotonic()
-        try:
-            return await do(one, command, ref)
-        except Unavailable:
-            took_s = time.monotonic() - asked
-            if time.monotonic() > deadline or took_s > 4.0:
-                raise
 
 
 async def of_tasks(one: Parts, *refs: str) -> list[Stored]:

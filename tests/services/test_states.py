@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.services.orders import REF, TENANT, do, report
 
 from tasktrail.events import decide
 from tasktrail.events.entry import MSG_ID, Entry, encode
@@ -15,15 +16,12 @@ from tasktrail.projections import current
 from tasktrail.projections.current import FORMAT, State
 from tasktrail.services import states as module
 from tasktrail.services import trail
-from tasktrail.services.ledger import Recorded
 from tasktrail.services.states import States
 from tasktrail.testing.memory import folded
 from tasktrail.testing.nats import NatsServer
 from tasktrail.testing.parts import Parts, parts, stored
-from tasktrail.testing.scenario import ANA, authority, create, created, sealed
+from tasktrail.testing.scenario import authority, create, created
 
-TENANT = ANA.tenant
-REF = task_ref(b"k" * 32, "a task")
 OTHER = task_ref(b"k" * 32, "another task")
 
 
@@ -40,14 +38,6 @@ async def other(one: Parts, fresh_nats: NatsServer, tmp_path: Path) -> AsyncIter
     assert one.nc.is_connected
     async with parts(fresh_nats.url, tmp_path) as made:
         yield made
-
-
-async def do(at: Parts, command: decide.TaskCommand, ref: str = REF) -> Recorded:
-    return await at.ledger.submit(TENANT, ref, command, authority())
-
-
-def report(made: str) -> decide.ReportStatus:
-    return decide.ReportStatus(id=made, message=sealed("message", made))
 
 
 async def grown(at: Parts, entries: int) -> State:

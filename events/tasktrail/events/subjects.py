@@ -52,6 +52,18 @@ def tenant_token(tenant: str) -> str:
     return f"{_ENCODED}-{_base32(hashlib.sha256(raw).digest())}"
 
 
+def token_text(token: str) -> str:
+    """The text a token stands for; a token that holds only a digest stands for itself."""
+    if not token.startswith(_ENCODED) or token.startswith(f"{_ENCODED}-"):
+        return token
+    encoded = token.removeprefix(_ENCODED).upper()
+    try:
+        text = base64.b32decode(encoded + "=" * (-len(encoded) % 8)).decode("utf-8", "surrogatepass")
+    except ValueError:
+        return token
+    return text if tenant_token(text) == token else token
+
+
 def task_id(key: bytes, *parts: str) -> str:
     """A new handle: 160 bits of HMAC-SHA256 over `parts` (identity context and command id) under a secret key.
 

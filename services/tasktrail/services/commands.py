@@ -2,17 +2,21 @@
 
 Guarantees: every request gets an answer, a `{"ok": …}` or a `{"error": …}` with the fields of `messages.Failed`; bad
 input is answered, never dropped; the server's name is the subject's, which NATS permissions can bind to a user, never
-the body's.
+the body's; large requests take turns, so that memory is bounded, and are told to come again when too many wait.
 
     nats req tasktrail.cmd.reports.get '{"caller": …, "call": …, "task_id": "…"}'
 """
 
+import asyncio
+import contextlib
 import logging
+from collections.abc import AsyncGenerator
 
 import msgspec
 from faststream.nats import NatsBroker, NatsMessage
 
-from tasktrail.events.errors import InvalidRequest, TasktrailError
+from tasktrail.events.errors import InvalidRequest, NothingWritten, TasktrailError
+from tasktrail.events.subjects import token_text
 from tasktrail.services import strict_json
 from tasktrail.services.access.callers import Channel
 from tasktrail.services.access.desk import Desk
@@ -24,40 +28,78 @@ _log = logging.getLogger(__name__)
 QUEUE = "tasktrail"
 WORKERS = 64
 ENVELOPE_BYTES = 64 * 1024
-DEPTH_MAX = 128
+DEPTH_MAX = 512
+LARGE_BYTES = 256 * 1024
+LARGE_AT_ONCE, LARGE_WAITING, TURN_WITHIN_S = 2, 16, 1.0
+"""A body of arrays takes 30 times its size once decoded: of those above `LARGE_BYTES` few are worked on at once."""
+_SAID_MAX = 300
 
 
 def serve(bus: NatsBroker, desk: Desk, *, payload_max_bytes: int) -> None:
     """Register the endpoint on the bus."""
+    turns = _Turns()
 
     async def answer(msg: NatsMessage) -> bytes:
         raw = msg.raw_message
         subject, body = getattr(raw, "subject", ""), getattr(raw, "data", b"")
         try:
-            done = await _carry_out(desk, subject, body, payload_max_bytes + ENVELOPE_BYTES)
+            async with turns.taken(len(body)):
+                done = await _carry_out(desk, subject, body, payload_max_bytes + ENVELOPE_BYTES)
         except TasktrailError as error:
             return _encode({"error": failed(error)})
         except Exception:  # noqa: BLE001 - the caller gets an answer whatever happens; the log has the rest
-            _log.exception("a request on %s failed", subject)
+            _log.exception("a request on %.80r failed", subject)
             return _encode({"error": failed(TasktrailError("internal error; the service's log has it"))})
         return _encode({"ok": done})
 
     bus.subscriber(f"{COMMANDS}.*.*", queue=QUEUE, max_workers=WORKERS, codec=RAW)(answer)
 
 
+class _Turns:
+    """Lets small requests pass and large ones in turn."""
+
+    def __init__(self) -> None:
+        self._free = asyncio.Semaphore(LARGE_AT_ONCE)
+        self._waiting = 0
+
+    @contextlib.asynccontextmanager
+    async def taken(self, size: int) -> AsyncGenerator[None]:
+        """Wait for a turn if `size` bytes need one.
+
+        Raises:
+            NothingWritten: too many wait already, or this one waited `TURN_WITHIN_S`.
+        """
+        if size <= LARGE_BYTES:
+            yield
+            return
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(TURN_WITHIN_S if self._waiting <= LARGE_WAITING else 0):
+                await self._free.acquire()
+        except TimeoutError:
+            message = f"too many requests above {LARGE_BYTES} bytes at once; nothing was written. Send it again"
+            raise NothingWritten(message) from None
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._free.release()
+
+
 async def _carry_out(desk: Desk, subject: str, body: bytes, bytes_max: int) -> msgspec.Struct:
     server, _, action = subject.removeprefix(f"{COMMANDS}.").partition(".")
     kinds = ACTIONS.get(action)
     if kinds is None:
-        message = f"no action {action!r}; the actions are {', '.join(sorted(ACTIONS))}"
+        message = f"no action {action!r:.80}; the actions are {', '.join(sorted(ACTIONS))}"
         raise InvalidRequest(message)
-    said = strict_json.decode(body, bytes_max=bytes_max, depth_max=DEPTH_MAX)
+    said = strict_json.decode(body, bytes_max=bytes_max, depth_max=DEPTH_MAX, payloads=True)
     try:
         request = msgspec.convert(said, kinds[0])
     except msgspec.ValidationError as error:
-        message = f"{action}: {error}"
+        message = f"{action}: {error}"[:_SAID_MAX]
         raise InvalidRequest(message) from None
-    return await desk.carry_out(action, request, Channel(server=server, in_process=False))
+    return await desk.carry_out(action, request, Channel(server=token_text(server), in_process=False))
 
 
 def failed(error: TasktrailError) -> Failed:

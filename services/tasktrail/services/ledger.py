@@ -285,15 +285,17 @@ class Ledger:
         outcome, reason = outcome_of(entry.events)
         return Recorded(outcome=outcome, reason=reason, state=state, entry_id=entry.id, repeated=True)
 
-    async def note(
-        self, subject: str, tenant: str, authority: Authority, events: tuple[Event, ...], ref: str = ""
+    async def note(  # noqa: PLR0913, PLR0917 - the parts of an entry
+        self, subject: str, tenant: str, authority: Authority, events: tuple[Event, ...], ref: str = "", made: str = ""
     ) -> str:
         """Append an entry outside any chain (access, denied, control): it never contends. Returns its id.
+
+        `made` is the id to give it: of one that `MaybeWritten` was said of, so that it is on the trail once.
 
         Raises:
             MaybeWritten, NothingWritten: as `submit`.
         """
-        made = os.urandom(20).hex()
+        made = made or note_id()
         entry = Entry(
             v=entries.VERSION,
             id=made,
@@ -364,6 +366,11 @@ def make_entry(attempt: Attempt, state: State | None, sealed: dict[str, bytes], 
 def command_entry_id(ref: str, command: TaskCommand, authority: Authority) -> str:
     """The id of the entry that a command makes. Timers' ids are fixed, so nobody else's command can have them."""
     return entry_id(f"timer:{ref}" if authority.trigger is Trigger.TIMER else ref, command.id)
+
+
+def note_id() -> str:
+    """The id of an entry outside any chain: 160 random bits."""
+    return os.urandom(20).hex()
 
 
 def _unavailable(why: str, *, unsure: bool) -> Unavailable:

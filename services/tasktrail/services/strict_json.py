@@ -2,8 +2,9 @@
 
 Guarantees: what is accepted means the same to every reader (RFC 8259 within the limits of I-JSON, RFC 7493). Refused:
 more bytes or deeper nesting than allowed, text that is not UTF-8, a repeated member name, NaN and Infinity, numbers
-that a double cannot hold, integers beyond 2^53 - 1, lone surrogates, NUL. The work is linear in the body's size and no
-Python code runs per value; a message quotes at most 40 characters of the body. Needs the standard library and msgspec.
+that a double cannot hold, integers beyond 2^53 - 1, lone surrogates, NUL. Where the text carries payloads, which are
+ours to keep and not to judge, NUL and integers of 64 bits pass. The work is linear in the body's size and no Python
+code runs per value; a message quotes at most 40 characters of the body. Needs the standard library and msgspec.
 
     decode(b'{"a": 1, "a": 2}', bytes_max=65_536, depth_max=32)
     InvalidRequest: $.a: repeated member name; send each name once
@@ -53,8 +54,10 @@ class _Refused:
         self.why = why
 
 
-def decode(body: bytes, *, bytes_max: int, depth_max: int = DEPTH_MAX) -> Any:  # noqa: ANN401 - any JSON value
+def decode(body: bytes, *, bytes_max: int, depth_max: int = DEPTH_MAX, payloads: bool = False) -> Any:  # noqa: ANN401 - any JSON value
     """The value of a JSON text of at most `bytes_max` bytes, nested at most `depth_max` deep (a scalar has depth 0).
+
+    `payloads`: NUL and integers up to 64 bits are taken as they are.
 
     Raises:
         TooLarge: the body is longer than `bytes_max`.
@@ -67,19 +70,20 @@ def decode(body: bytes, *, bytes_max: int, depth_max: int = DEPTH_MAX) -> Any:  
         message = f"the body is nested deeper than {depth_max} levels"
         raise InvalidRequest(message)
     text = _text(body)
-    decoder = _CHECKING_NUMBERS if _BIG_NUMBER.search(body) else _PLAIN
+    kept = _LOOSE if payloads else _PORTABLE
+    decoder = kept.checking if _BIG_NUMBER.search(body) else _PLAIN
     try:
         value = decoder.decode(text)
     except _Suspect:
-        _refuse(text)
+        _refuse(text, kept)
     except json.JSONDecodeError as error:
         message = f"the body is no JSON: {error.msg} at line {error.lineno} column {error.colno}"
         raise InvalidRequest(message) from None
     except RecursionError:
         message = "the body is nested too deep"
         raise InvalidRequest(message) from None
-    if b"\\u" in body and not _clean(value):
-        _refuse(text)
+    if b"\\u" in body and not _clean(value, kept):
+        _refuse(text, kept)
     return value
 
 
@@ -136,12 +140,6 @@ def _not_a_number(_: str) -> NoReturn:
     raise _Suspect
 
 
-def _integer(digits: str) -> int:
-    if _integer_fault(digits):
-        raise _Suspect
-    return int(digits)
-
-
 def _float(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
@@ -149,86 +147,98 @@ def _float(digits: str) -> float:
     return number
 
 
-def _integer_fault(digits: str) -> str:
-    # Length first: Python refuses to convert thousands of digits.
-    if len(digits) > _INTEGER_DIGITS + 1 or abs(int(digits)) > INTEGER_MAX:
-        return f"integer beyond {INTEGER_MAX}, the largest every JSON reader holds exactly; send it as a string"
-    return ""
+class _Kept:
+    """Which integers and strings are taken."""
 
+    def __init__(self, least: int, most: int, *, nul: bool) -> None:
+        self.nul = nul
+        self._least, self._most = least, most
+        self.checking = json.JSONDecoder(
+            object_pairs_hook=_members, parse_constant=_not_a_number, parse_int=self._integer, parse_float=_float
+        )
+        self.keeping = json.JSONDecoder(
+            object_pairs_hook=_Members,
+            parse_constant=lambda name: _Refused(f"{name} is no JSON number"),
+            parse_int=self._kept_integer,
+            parse_float=_kept_float,
+        )
 
-_PLAIN = json.JSONDecoder(object_pairs_hook=_members, parse_constant=_not_a_number)
-_CHECKING_NUMBERS = json.JSONDecoder(
-    object_pairs_hook=_members, parse_constant=_not_a_number, parse_int=_integer, parse_float=_float
-)
+    def _integer(self, digits: str) -> int:
+        if self._integer_fault(digits):
+            raise _Suspect
+        return int(digits)
 
+    def _kept_integer(self, digits: str) -> int | _Refused:
+        why = self._integer_fault(digits)
+        return _Refused(why) if why else int(digits)
 
-def _text_fault(text: str) -> str:
-    if "\0" in text:
-        return "NUL character in a string"
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return "lone surrogate in a string"
-    return ""
+    def _integer_fault(self, digits: str) -> str:
+        # Length first: Python refuses to convert thousands of digits.
+        if len(digits) > len(str(self._most)) + 1 or not self._least <= int(digits) <= self._most:
+            why = "the largest every JSON reader holds exactly" if self._most == INTEGER_MAX else "the largest taken"
+            return f"integer beyond {self._most}, {why}; send it as a string"
+        return ""
 
-
-def _clean(value: object) -> bool:
-    """Whether no string among the values holds NUL or a lone surrogate. One pass in C: nothing is escaped."""
-    text = json.dumps(value, ensure_ascii=False)
-    return "\\u0000" not in text.replace("\\\\", "") and not _text_fault(text)
-
-
-def _kept_integer(digits: str) -> int | _Refused:
-    why = _integer_fault(digits)
-    return _Refused(why) if why else int(digits)
+    def text_fault(self, text: str) -> str:
+        """Why a string is not taken; empty when it is."""
+        if "\0" in text and not self.nul:
+            return "NUL character in a string"
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            return "lone surrogate in a string"
+        return ""
 
 
 def _kept_float(digits: str) -> float | _Refused:
     return _Refused("number too large for a double") if math.isinf(float(digits)) else float(digits)
 
 
-_KEEPING = json.JSONDecoder(
-    object_pairs_hook=_Members,
-    parse_constant=lambda name: _Refused(f"{name} is no JSON number"),
-    parse_int=_kept_integer,
-    parse_float=_kept_float,
-)
+_PLAIN = json.JSONDecoder(object_pairs_hook=_members, parse_constant=_not_a_number)
+_PORTABLE = _Kept(-INTEGER_MAX, INTEGER_MAX, nul=False)
+_LOOSE = _Kept(-(2**63), 2**64 - 1, nul=True)
 
 
-def _refuse(text: str) -> NoReturn:
+def _clean(value: object, kept: _Kept) -> bool:
+    """Whether every string among the values is taken. One pass in C: nothing is escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    return (kept.nul or "\\u0000" not in text.replace("\\\\", "")) and not kept.text_fault(text)
+
+
+def _refuse(text: str, kept: _Kept) -> NoReturn:
     """Say what is wrong and where; the slow path, taken only for bodies that are refused."""
     try:
-        value = _KEEPING.decode(text)
+        value = kept.keeping.decode(text)
     except json.JSONDecodeError as error:
         message = f"the body is no JSON: {error.msg} at line {error.lineno} column {error.colno}"
         raise InvalidRequest(message) from None
-    for path, fault in _faults(value):
+    for path, fault in _faults(value, kept):
         message = f"{path}: {fault}"
         raise InvalidRequest(message)
     message = "the body is not acceptable JSON"
     raise InvalidRequest(message)
 
 
-def _faults(value: object, path: str = "$") -> Iterator[tuple[str, str]]:
+def _faults(value: object, kept: _Kept, path: str = "$") -> Iterator[tuple[str, str]]:
     """Every fault with its path, in the order of the text."""
     match value:
         case _Refused():
             yield path, value.why
         case str():
-            if fault := _text_fault(value):
+            if fault := kept.text_fault(value):
                 yield path, fault
         case _Members():
             seen: set[str] = set()
             for name, member in value:
-                if fault := _text_fault(name):
+                if fault := kept.text_fault(name):
                     yield path, fault.replace("a string", "a member name")
                 if name in seen:
                     yield _member(path, name), "repeated member name; send each name once"
                 seen.add(name)
-                yield from _faults(member, _member(path, name))
+                yield from _faults(member, kept, _member(path, name))
         case list():
             for at, one in enumerate(cast("list[object]", value)):
-                yield from _faults(one, f"{path}[{at}]")
+                yield from _faults(one, kept, f"{path}[{at}]")
         case _:
             pass
 

@@ -17,7 +17,7 @@ from nats.js import JetStreamContext, api
 
 from tasktrail.events import decide
 from tasktrail.events.authority import Trigger
-from tasktrail.events.errors import TasktrailError
+from tasktrail.events.errors import NothingWritten, TasktrailError
 from tasktrail.events.subjects import CURRENT
 from tasktrail.projections import current
 from tasktrail.projections.current import State
@@ -126,6 +126,9 @@ class Timekeeper:
         if state is None or state.task.expired_at_ms is not None:
             return
         command: decide.TaskCommand = decide.ExpireTask(id=EXPIRE)
+        if what == EXPIRE and self._ledger.now() < state.task.expires_at_ms:
+            message = "the clock went back; its command id must not be spent on a refusal"
+            raise NothingWritten(message)
         if what == UNCONFIRMED:
             if state.task.status.terminal:
                 return

@@ -74,6 +74,7 @@ class MemoryTrail:
         self.on_recorded: Callable[[State], Awaitable[None]] | None = None
         self._states: dict[str, State] = {}
         self._recorded: dict[str, tuple[str, Recorded]] = {}
+        self._notes: set[str] = set()
 
     def now(self) -> int:
         """The trail's clock, epoch milliseconds."""
@@ -120,11 +121,14 @@ class MemoryTrail:
         self._recorded[entry.id] = attempt.sha256, done
         return done
 
-    async def note(
-        self, subject: str, tenant: str, authority: Authority, events: tuple[Event, ...], ref: str = ""
+    async def note(  # noqa: PLR0913, PLR0917 - the parts of an entry
+        self, subject: str, tenant: str, authority: Authority, events: tuple[Event, ...], ref: str = "", made: str = ""
     ) -> str:
         """As `Ledger.note`."""
-        made = entry_id(subject, f"note {len(self.messages) + 1}")
+        made = made or entry_id(subject, f"note {len(self.messages) + 1}")
+        if made in self._notes:
+            return made
+        self._notes.add(made)
         entry = Entry(
             v=entries.VERSION,
             id=made,

@@ -1,157 +1,44 @@
-"""The gate on a real server: who may do what with a handle, what is told, and what is on the trail first.
+"""The gate: creation, what each status shows, and who may do what with a handle.
 
-Source: promises 1, 4 and 5; features A1 A4 L5 L7 P1; SEP-2663. The trail refuses to take more (`full`) where a test
-must see what happens when an entry cannot be written while states can still be read.
+Source: promises 4, 5 and 7; features L1 L5 A1 P1; SEP-2663.
 """
 
-import asyncio
-import hashlib
-import os
-import signal
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
+from tests.services.access.rig import (
+    ACME,
+    ACTS,
+    ANA,
+    ANONYMOUS,
+    CANARY,
+    CHANNEL,
+    GLOBEX,
+    SCHEMA,
+    SETTINGS,
+    SISTER,
+    Rig,
+    call,
+    caller,
+    outcome,
+)
 
 from tasktrail.events.authority import BindingCheck, BindingMode, Method, PrincipalKind
-from tasktrail.events.entry import Entry
 from tasktrail.events.errors import (
     NOT_FOUND_TEXT,
     CommandReused,
-    InvalidAnswer,
     InvalidRequest,
     NotAuthorised,
-    NothingWritten,
     TaskNotFound,
     TooLarge,
-    Unavailable,
 )
-from tasktrail.events.facts import AccessDenied, InputIgnored, ResultDisclosed, Status, TaskPolled, TaskSupport
-from tasktrail.events.subjects import KEYS, TRAIL, key_subject, kind_of
+from tasktrail.events.facts import ResultDisclosed, Status
+from tasktrail.events.subjects import KEYS, key_subject
 from tasktrail.services import messages
-from tasktrail.services.access.callers import Channel
-from tasktrail.services.access.gate import ANSWERS_MAX
-from tasktrail.services.messages import TaskView
 from tasktrail.services.sealing import SealError, Vault
-from tasktrail.services.settings import Settings
 from tasktrail.testing.nats import NatsServer
-from tasktrail.testing.parts import Clock, Parts, parts, stored
-
-CHANNEL = Channel(server="reports", in_process=False)
-ACME, GLOBEX, SISTER = "https://id.example", "https://id.globex.example", "https://second.example"
-SETTINGS = Settings(
-    tenants={ACME: "acme", SISTER: "acme", GLOBEX: "globex"},
-    default_tenant="public",
-    ttl_default_ms=60_000,
-    ttl_max_ms=120_000,
-    poll_interval_ms=777,
-)
-SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
-CANARY = "canary-7f3a"
-
-
-def caller(sub: str = "ana", iss: str = ACME, client_id: str = "desk", method: Method = Method.JWT) -> messages.Caller:
-    facts = messages.CredentialFacts(method=method, token_hash="h" * 43)
-    return messages.Caller(iss=iss, sub=sub, client_id=client_id, credential=facts)
-
-
-ANA = caller()
-ANONYMOUS = messages.Caller()
-
-
-def call(method: str, address: str = "192.0.2.1") -> messages.Call:
-    return messages.Call(method=method, wire="mcp/2026-07-28", protocol_version="2026-07-28", address=address)
-
-
-class Rig:
-    """A process, its clock, and short ways to ask it."""
-
-    def __init__(self, one: Parts, clock: Clock) -> None:
-        self.one, self.clock = one, clock
-
-    async def create(self, who: messages.Caller = ANA, made: str = "c", **fields: Any) -> TaskView:  # noqa: ANN401
-        said = messages.CreateTask(
-            caller=who,
-            call=call("tools/call"),
-            command_id=made,
-            tool="report",
-            task_support=TaskSupport.OPTIONAL,
-            arguments={"for": CANARY},
-        )
-        return await self.one.gate.create(msgspec.structs.replace(said, **fields), CHANNEL)
-
-    async def get(self, handle: str, who: messages.Caller = ANA, address: str = "192.0.2.1") -> TaskView:
-        return await self.one.gate.get(
-            messages.GetTask(caller=who, call=call("tasks/get", address), task_id=handle), CHANNEL
-        )
-
-    async def update(
-        self, handle: str, answers: dict[str, Any], who: messages.Caller = ANA, made: str = "u"
-    ) -> messages.Done:
-        said = messages.UpdateTask(
-            caller=who, call=call("tasks/update"), command_id=made, task_id=handle, answers=answers
-        )
-        return await self.one.gate.update(said, CHANNEL)
-
-    async def cancel(self, handle: str, who: messages.Caller = ANA) -> messages.Done:
-        said = messages.CancelTask(caller=who, call=call("tasks/cancel"), command_id="x", task_id=handle)
-        return await self.one.gate.cancel(said, CHANNEL)
-
-    async def watch(self, *handles: str, who: messages.Caller = ANA) -> tuple[TaskView, ...]:
-        said = messages.WatchTasks(caller=who, call=call("subscriptions/listen"), task_ids=handles)
-        return (await self.one.gate.watch(said, CHANNEL)).tasks
-
-    async def ask(self, ref: str, *keys: str) -> None:
-        asks = {key: messages.InputAsk(method="elicitation/create", params={"requestedSchema": SCHEMA}) for key in keys}
-        said = messages.RequestInput(task_ref=ref, command_id=f"ask {keys}", asks=asks)
-        await self.one.work.ask(said, CHANNEL)
-
-    async def complete(self, ref: str, result: object = "done") -> None:
-        said = messages.CompleteTask(task_ref=ref, command_id="done", result={"text": result})
-        await self.one.work.complete(said, CHANNEL)
-
-    async def entries(self, kind: str = "") -> list[Entry]:
-        """On the trail now, of one kind of subject or all."""
-        found = await stored(self.one.js)
-        return [message.entry for message in found if not kind or kind_of(message.subject) == kind]
-
-    async def denials(self) -> list[tuple[str, Entry, AccessDenied]]:
-        """Those on the trail, with the tenant they are shown to."""
-        await self.one.recorder.flush()
-        return [
-            (entry.tenant, entry, event)
-            for entry in await self.entries("denied")
-            for event in entry.events
-            if isinstance(event, AccessDenied)
-        ]
-
-    @asynccontextmanager
-    async def full(self) -> AsyncGenerator[None]:
-        """While this lasts the trail takes nothing more; it can be read."""
-        info = await self.one.js.stream_info(TRAIL)
-        update: Any = self.one.js.update_stream  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # nats-py's options have no types
-        info.config.max_msgs = max(1, info.state.messages)
-        await update(info.config)
-        try:
-            yield
-        finally:
-            info.config.max_msgs = -1
-            await update(info.config)
-
-
-@pytest.fixture
-async def rig(fresh_nats: NatsServer, tmp_path: Path) -> AsyncIterator[Rig]:
-    """Give a process on an empty trail."""
-    clock = Clock()
-    async with parts(fresh_nats.url, tmp_path, clock, SETTINGS) as one:
-        yield Rig(one, clock)
-
-
-# --- creation and polling ------------------------------------------------------------------------------------------
+from tasktrail.testing.parts import Clock, parts
 
 
 @pytest.mark.requirement("L1", "L5")
@@ -286,24 +173,6 @@ async def test_a_task_whose_key_is_erased_says_so_to_its_owner(rig: Rig) -> None
         await rig.get(made.task_id)
 
 
-# --- who may do what -----------------------------------------------------------------------------------------------
-
-Act = Callable[[Rig, str, messages.Caller], Awaitable[object]]
-
-
-async def watched(rig: Rig, handle: str, who: messages.Caller) -> None:
-    """A subscription is not refused: what it was not granted is left out."""
-    if not await rig.watch(handle, who=who):
-        raise TaskNotFound
-
-
-ACTS: dict[str, Act] = {
-    "get": lambda rig, handle, who: rig.get(handle, who),
-    "update": lambda rig, handle, who: rig.update(handle, {"a": {"action": "decline"}}, who, "foreign"),
-    "cancel": lambda rig, handle, who: rig.cancel(handle, who),
-    "watch": watched,
-}
-
 STRANGERS: dict[str, tuple[messages.Caller, tuple[str, ...]]] = {
     "another tenant": (caller(iss=GLOBEX), ("tenant", "iss")),
     "another issuer of the tenant": (caller(iss=SISTER), ("iss",)),
@@ -318,15 +187,6 @@ STRANGERS: dict[str, tuple[messages.Caller, tuple[str, ...]]] = {
         ("tenant", "iss", "sub", "client_id"),
     ),
 }
-
-
-async def outcome(act: Awaitable[object]) -> str | None:
-    """The text of `TaskNotFound`, or None when it was allowed."""
-    try:
-        await act
-    except TaskNotFound as error:
-        return error.message
-    return None
 
 
 @pytest.mark.requirement("A1", "A4")
@@ -468,300 +328,3 @@ async def test_what_the_mcp_server_turned_away_itself_is_recorded(rig: Rig) -> N
     ((tenant, _, event),) = await rig.denials()
     assert (tenant, event.code, event.refs) == ("acme", -32020, {made.task_ref: 1})
     assert event.reasons == {"refused-by-mcp-server": 1}
-
-
-# --- nothing is told to strangers ------------------------------------------------------------------------------------
-
-
-class Watched:
-    """What a connection asks of NATS: subjects without references, tenants and inboxes."""
-
-    def __init__(self, one: Parts, patch: pytest.MonkeyPatch) -> None:
-        self.seen: list[str] = []
-        publish = one.nc.publish
-
-        async def noted(subject: str, *args: Any, **options: Any) -> None:  # noqa: ANN401
-            kind = kind_of(subject)
-            self.seen.append(f"trail {kind}" if kind else subject.partition(".$KV.")[0])
-            await publish(subject, *args, **options)
-
-        patch.setattr(one.nc, "publish", noted)
-
-    async def during(self, act: Awaitable[object]) -> tuple[str | None, list[str]]:
-        self.seen = []
-        return await outcome(act), self.seen
-
-
-HOSTILE = ("", "x", "a.b.*.>", "trail.1.>", "a\r\nPUB x 1\r\n", "\0", "\ud800", "é" * 4000, "A" * 32)
-
-
-@pytest.mark.requirement("A4")
-@pytest.mark.parametrize("act", ACTS)
-async def test_no_handle_that_opens_nothing_differs_from_another(
-    rig: Rig, fresh_nats: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str
-) -> None:
-    """Promise 4: same bytes, same I/O; in a process that knows the tasks and in one that does not."""
-    foreign = await rig.create(caller("eve"), "foreign")
-    elsewhere = await rig.create(caller(iss=GLOBEX), "elsewhere")
-    over = await rig.create(made="over", ttl_ms=5)
-    done = await rig.create(caller("eve"), "finished")
-    await rig.complete(done.task_ref, "x" * 20_000)
-    rig.clock.advance(5)
-    handles = [foreign.task_id, elsewhere.task_id, over.task_id, done.task_id, "a" * 32, *HOSTILE]
-    async with parts(fresh_nats.url, tmp_path, rig.clock, SETTINGS) as cold:
-        for one in (rig.one, cold):
-            here, seen = Rig(one, rig.clock), Watched(one, monkeypatch)
-            first = [await seen.during(ACTS[act](here, handle, ANA)) for handle in handles[:1]]
-            again = [await seen.during(ACTS[act](here, handle, ANA)) for handle in handles]
-            assert first[0][1] == [*again[0][1], "trail denied"], "the first denial of a run is on the trail first"
-            assert {(text, tuple(asked)) for text, asked in again} == {(NOT_FOUND_TEXT, tuple(again[0][1]))}
-            rig.clock.advance(20_000)
-            for handle in handles:  # each the first of a run of its own
-                rig.clock.advance(20_000)
-                assert await seen.during(ACTS[act](here, handle, ANA)) == first[0], handle
-
-
-@pytest.mark.requirement("A4", "T1")
-async def test_the_trail_says_which_it_was(rig: Rig) -> None:
-    """Promise 4: the trail always tells the responder why; claimed handles appear as keyed references only."""
-    foreign = await rig.create(caller("eve"), "foreign")
-    elsewhere = await rig.create(caller(iss=GLOBEX), "elsewhere")
-    over = await rig.create(made="over", ttl_ms=5)
-    rig.clock.advance(5)
-    unknown = "a" * 32
-    for handle in (foreign.task_id, elsewhere.task_id, over.task_id, unknown, *HOSTILE):
-        assert await outcome(rig.get(handle)) == NOT_FOUND_TEXT
-    shown: dict[str, dict[str, int]] = {}
-    refs: dict[str, int] = {}
-    for tenant, _, event in await rig.denials():
-        for reason, count in event.reasons.items():
-            into = shown.setdefault(tenant, {})
-            into[reason] = into.get(reason, 0) + count
-        refs |= event.refs
-    assert shown == {
-        "acme": {
-            "other-identity-context": 1,
-            "handle-expired": 1,
-            "no-such-task": 1,
-            "malformed-handle": len(HOSTILE),
-        },
-        "globex": {"other-identity-context": 1},
-    }
-    assert {foreign.task_ref, elsewhere.task_ref, over.task_ref, rig.one.keyring.ref(unknown)} < refs.keys()
-    assert len(refs) == 4 + len(HOSTILE)
-    bodies = b"".join(message.body for message in await stored(rig.one.js))
-    assert unknown.encode() not in bodies
-    assert b"PUB x" not in bodies
-
-
-@pytest.mark.requirement("A4")
-async def test_a_subscription_leaves_out_what_is_not_the_callers(rig: Rig) -> None:
-    """Uniformly; the others are granted, each on the trail, and each once."""
-    mine, foreign = await rig.create(), await rig.create(caller("eve"), "foreign")
-    granted = await rig.watch(foreign.task_id, mine.task_id, "x" * 32, mine.task_id)
-    assert [view.task_id for view in granted] == [mine.task_id]
-    names = [type(event).__name__ for entry in await rig.entries("access") for event in entry.events]
-    assert names == ["SubscriptionOpened"]
-
-
-# --- durable before visible ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.requirement("T1", "A4")
-async def test_a_denial_is_on_the_trail_before_it_is_answered(rig: Rig) -> None:
-    """Promise 1: the first denial of a run; while it cannot be written, nobody is told that there is no such task."""
-    await rig.create()
-    async with rig.full():
-        for _ in range(2):
-            with pytest.raises(NothingWritten):
-                await rig.get("a" * 32)
-    assert await outcome(rig.get("a" * 32)) == NOT_FOUND_TEXT
-    assert sum(event.count for _, _, event in await rig.denials()) == 3
-    async with rig.full():
-        assert await outcome(rig.get("b" * 32)) == NOT_FOUND_TEXT, "a repeat of the run folds"
-    assert sum(event.count for _, _, event in await rig.denials()) == 4
-
-
-@pytest.mark.requirement("T1", "R1")
-async def test_a_result_is_disclosed_on_the_trail_before_it_is_shown(rig: Rig) -> None:
-    """Promise 1: no result disclosure is shown before its entry is acknowledged; repeats fold, exactly counted."""
-    made = await rig.create()
-    await rig.complete(made.task_ref)
-    async with rig.full():
-        with pytest.raises(NothingWritten):
-            await rig.get(made.task_id)
-    shown = await asyncio.gather(*(rig.get(made.task_id) for _ in range(5)))
-    assert {str(view.result) for view in shown} == {"{'text': 'done'}"}
-    await rig.get(made.task_id, address="198.51.100.9")
-    await rig.one.recorder.flush()
-    events = [event for entry in await rig.entries("access") for event in entry.events]
-    assert [(event.nth, event.count) for event in events if isinstance(event, ResultDisclosed)] == [
-        (1, 1),
-        (1, 1),
-        (5, 4),
-    ]
-
-
-@pytest.mark.requirement("T1", "L7")
-async def test_questions_are_disclosed_too(rig: Rig) -> None:
-    """The text shown to a person is what they approve: who was shown it is on the trail."""
-    made = await rig.create()
-    await rig.ask(made.task_ref, "a", "b")
-    async with rig.full():
-        with pytest.raises(NothingWritten):
-            await rig.get(made.task_id)
-    await rig.get(made.task_id)
-    await rig.update(made.task_id, {"a": {"action": "decline"}})
-    await rig.get(made.task_id)
-    events = [event for entry in await rig.entries("access") for event in entry.events]
-    assert [event.payloads for event in events if isinstance(event, ResultDisclosed)] == [
-        ("request.a", "request.b"),
-        ("request.b",),
-    ]
-
-
-@pytest.mark.requirement("T1")
-async def test_status_polls_fold_and_lose_none_while_the_trail_is_full(rig: Rig) -> None:
-    """Promise 1: they are on the trail within a second, exactly counted; a poll itself does not wait for it."""
-    made = await rig.create()
-    async with rig.full():
-        for _ in range(4):
-            await rig.get(made.task_id)
-            rig.clock.advance(10)
-        await rig.one.recorder.flush()
-        assert rig.one.recorder.unwritten
-        await rig.get(made.task_id)
-    await rig.get(made.task_id, address="198.51.100.9")
-    await rig.one.recorder.flush()
-    assert not rig.one.recorder.unwritten
-    events = [event for entry in await rig.entries("access") for event in entry.events]
-    polls = [event for event in events if isinstance(event, TaskPolled)]
-    assert sorted((event.count, event.last_ms - event.first_ms) for event in polls) == [(1, 0), (5, 40)]
-    assert {(event.method, event.status) for event in polls} == {("tasks/get", "working")}
-
-
-# --- answers ---------------------------------------------------------------------------------------------------------
-
-
-def accept(**content: object) -> dict[str, object]:
-    return {"action": "accept", "content": content}
-
-
-@pytest.mark.requirement("L7")
-async def test_one_invalid_answer_refuses_all_and_says_which_and_why(rig: Rig) -> None:
-    """Design section 5: -32602, recorded; values are not in the message. The corrected ones are taken."""
-    made = await rig.create()
-    await rig.ask(made.task_ref, "a", "b", "c")
-    bad = {"a": accept(name="Luca"), "b": accept(name=7, secret=CANARY), "c": {"action": "maybe"}}
-    with pytest.raises(InvalidAnswer) as caught:
-        await rig.update(made.task_id, bad)
-    assert caught.value.code == -32602
-    assert caught.value.message.startswith("'b': `content/name` fails `type`; 'c': `action` is none of")
-    assert CANARY not in caught.value.message
-    assert sorted((await rig.get(made.task_id)).input_requests) == ["a", "b", "c"]
-    with pytest.raises(InvalidAnswer):
-        await rig.update(made.task_id, bad)
-    refusals = [entry for entry in await rig.entries("task") if entry.command == "RespondToInput"]
-    assert [(type(event).__name__, entry.sealed) for entry in refusals for event in entry.events] == [
-        ("CommandRefused", {})
-    ]
-    await rig.update(made.task_id, {"a": accept(name="Luca"), "b": {"action": "cancel"}}, made="u2")
-    assert list((await rig.get(made.task_id)).input_requests) == ["c"]
-
-
-@pytest.mark.requirement("L7")
-async def test_answers_nobody_asked_for_change_nothing_and_are_kept_as_digests(rig: Rig) -> None:
-    """L7: unknown, repeated or foreign answers change nothing and are recorded; a client's text is in no entry."""
-    made = await rig.create()
-    await rig.ask(made.task_ref, "a", "b")
-    await rig.update(made.task_id, {"a": {"action": "decline"}})
-    stray = "who-asked\ud800.*>"
-    await rig.update(made.task_id, {"a": accept(name="again"), stray: accept(name="x")}, made="u2")
-    entry = (await rig.entries("task"))[-1]
-    digest = hashlib.sha256(stray.encode("utf-8", "surrogatepass")).hexdigest()
-    assert entry.events == (
-        InputIgnored(at_ms=rig.clock.ms, reason="already_answered", key="a"),
-        InputIgnored(at_ms=rig.clock.ms, reason="never_asked", key_sha256=digest),
-    )
-    assert entry.sealed == {}
-    bodies = b"".join(message.body for message in await stored(rig.one.js))
-    assert b"who-asked" not in bodies
-    assert list((await rig.get(made.task_id)).input_requests) == ["b"]
-
-
-@pytest.mark.requirement("L7")
-async def test_an_update_sent_again_is_the_update_it_was(rig: Rig) -> None:
-    """Promise 1: after "may have been written" the same command id returns the outcome; the answers are taken by now."""
-    made = await rig.create()
-    await rig.ask(made.task_ref, "a")
-    for _ in range(3):
-        assert await rig.update(made.task_id, {"a": accept(name="Luca")}) == messages.Done()
-    with pytest.raises(CommandReused):
-        await rig.update(made.task_id, {"a": accept(name="Eve")})
-    assert len(await rig.entries("task")) == 3
-
-
-@pytest.mark.requirement("L7")
-async def test_too_many_answers_and_what_is_no_json_are_refused_before_anything(rig: Rig) -> None:
-    """Every loop has a bound (style 7)."""
-    made = await rig.create()
-    await rig.ask(made.task_ref, "a")
-    before = len(await rig.entries("task"))
-    with pytest.raises(InvalidRequest, match=f"the maximum is {ANSWERS_MAX}"):
-        await rig.update(made.task_id, {str(number): {} for number in range(ANSWERS_MAX + 1)})
-    with pytest.raises(InvalidRequest, match="not JSON"):
-        await rig.update(made.task_id, {"a": {"action": "accept", "content": {"name": "x", "more": object()}}})
-    assert len(await rig.entries("task")) == before
-
-
-@pytest.mark.requirement("L8")
-async def test_cancelling_what_is_finished_is_answered_and_changes_nothing(rig: Rig) -> None:
-    """SEP-2663: an acknowledgement; L8: a finished task stays finished, and the wish is on the trail."""
-    made = await rig.create()
-    await rig.complete(made.task_ref)
-    assert await rig.cancel(made.task_id) == messages.Done()
-    assert (await rig.get(made.task_id)).status is Status.COMPLETED
-    assert (await rig.entries("task"))[-1].command == "CancelTask"
-
-
-# --- a broker that does not answer -----------------------------------------------------------------------------------
-
-
-@pytest.mark.requirement("T1")
-async def test_while_the_broker_is_silent_every_request_is_answered_in_time(rig: Rig, fresh_nats: NatsServer) -> None:
-    """Promise 1: never a hang, one of our retriable errors; afterwards everything goes on."""
-    made = await rig.create()
-    await rig.complete(made.task_ref)
-
-    async def told(action: str) -> tuple[str, float]:
-        begun = time.monotonic()
-        with pytest.raises(Unavailable):
-            await rig.one.desk.carry_out(action, said_for(action, made.task_id), CHANNEL)
-        return action, time.monotonic() - begun
-
-    os.kill(fresh_nats.broker.pid, signal.SIGSTOP)
-    try:
-        took = await asyncio.gather(*map(told, ("create", *ACTS)))
-    finally:
-        os.kill(fresh_nats.broker.pid, signal.SIGCONT)
-    assert max(seconds for _, seconds in took) < 3.0, took
-    assert (await rig.get(made.task_id)).result
-
-
-def said_for(action: str, handle: str) -> messages.Said:
-    """A request of each kind, as the desk takes it."""
-    return {
-        "create": messages.CreateTask(
-            caller=ANA,
-            call=call("tools/call"),
-            command_id="later",
-            tool="report",
-            task_support=TaskSupport.OPTIONAL,
-        ),
-        "get": messages.GetTask(caller=ANA, call=call("tasks/get"), task_id=handle),
-        "update": messages.UpdateTask(
-            caller=ANA, call=call("tasks/update"), command_id="u", task_id=handle, answers={}
-        ),
-        "cancel": messages.CancelTask(caller=ANA, call=call("tasks/cancel"), command_id="x", task_id=handle),
-        "watch": messages.WatchTasks(caller=ANA, call=call("subscriptions/listen"), task_ids=(handle,)),
-    }[action]

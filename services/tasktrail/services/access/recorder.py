@@ -10,6 +10,7 @@ bounded: older runs are written at once.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
@@ -18,12 +19,12 @@ from functools import partial
 import msgspec
 
 from tasktrail.events.authority import Authority, identity
-from tasktrail.events.errors import TasktrailError
+from tasktrail.events.errors import MaybeWritten, TasktrailError
 from tasktrail.events.facts import AccessDenied, AccessEvent, Commitment, ResultDisclosed, TaskPolled
 from tasktrail.events.subjects import access_subject, denied_subject
 from tasktrail.projections.current import State
 from tasktrail.services.access.rules import Rule, decision
-from tasktrail.services.ledger import Ledger
+from tasktrail.services.ledger import Ledger, note_id
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +74,17 @@ class _Count:
             self.refs[ref] = self.refs.get(ref, 0) + 1
 
 
+class _Folded(msgspec.Struct, frozen=True):
+    """An entry of a folded run, with the id under which it is on the trail once however often it is sent."""
+
+    made: str
+    subject: str
+    tenant: str
+    authority: Authority
+    event: TaskPolled | ResultDisclosed | AccessDenied
+    ref: str = ""
+
+
 def _who(authority: Authority) -> Hashable:
     """What a run is never folded across: the caller, its credential and its address."""
     principal, client = authority.principal, authority.client
@@ -95,7 +107,9 @@ class Recorder:
         self._polls: dict[Hashable, _Polls] = {}
         self._shown: OrderedDict[Hashable, _Shown] = OrderedDict()
         self._denials: OrderedDict[Hashable, _Denials] = OrderedDict()
+        self._unsure: dict[str, _Folded] = {}
         self._beat: asyncio.Task[None] | None = None
+        self._ending = asyncio.Event()
 
     async def start(self) -> None:
         """Begin to write folded runs every `fold_ms`."""
@@ -104,8 +118,8 @@ class Recorder:
     async def stop(self) -> None:
         """Write what is folded and stop."""
         if self._beat is not None:
-            self._beat.cancel()
-            await asyncio.gather(self._beat, return_exceptions=True)
+            self._ending.set()
+            await self._beat
             self._beat = None
         await self.flush()
 
@@ -113,11 +127,14 @@ class Recorder:
     def unwritten(self) -> bool:
         """Whether anything folded is not on the trail yet."""
         shown = any(one.pending for one in self._shown.values())
-        return bool(self._polls) or shown or any(run.unwritten for run in self._denials.values())
+        denied = any(run.unwritten for run in self._denials.values())
+        return bool(self._polls or self._unsure) or shown or denied
 
     async def _flush_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(self._fold_s)
+        while not self._ending.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._fold_s):
+                    await self._ending.wait()
             await self.flush()
 
     def polled(self, state: State, authority: Authority, method: str) -> None:
@@ -141,7 +158,7 @@ class Recorder:
         self._shown.move_to_end(key)
         async with shown.turn:
             if not shown.nth:
-                await self._write_disclosure(state, authority, method, payloads, nth=1, count=1)
+                await self.note(state, authority, self._disclosure(method, payloads, nth=1, count=1))
             else:
                 shown.folded += 1
                 shown.pending = (state, authority, method, payloads)
@@ -165,10 +182,8 @@ class Recorder:
                 if run.unwritten:
                     self._denials[key] = run
 
-    async def _write_disclosure(  # noqa: PLR0913 - the fields of the fact
-        self, state: State, authority: Authority, method: str, payloads: tuple[Commitment, ...], *, nth: int, count: int
-    ) -> None:
-        event = ResultDisclosed(
+    def _disclosure(self, method: str, payloads: tuple[Commitment, ...], *, nth: int, count: int) -> ResultDisclosed:
+        return ResultDisclosed(
             at_ms=self._ledger.now(),
             payloads=tuple(one.name for one in payloads),
             sha256=tuple(one.sha256 for one in payloads),
@@ -176,7 +191,6 @@ class Recorder:
             count=count,
             method=method,
         )
-        await self.note(state, authority, event)
 
     async def note(self, state: State, authority: Authority, event: AccessEvent) -> None:
         """Write one access of a task at once."""
@@ -206,7 +220,8 @@ class Recorder:
 
     async def flush(self) -> None:
         """Write every folded run; what cannot be written now stays folded and is tried again."""
-        writes: list[Callable[[], Awaitable[None]]] = [partial(self._flush_polls, key) for key in list(self._polls)]
+        writes: list[Callable[[], Awaitable[None]]] = [partial(self._send, one) for one in self._unsure.values()]
+        writes += [partial(self._flush_polls, key) for key in list(self._polls)]
         writes += [partial(self._flush_shown, shown) for shown in list(self._shown.values()) if shown.pending]
         writes += [partial(self._flush_denials, run) for run in list(self._denials.values()) if run.unwritten]
         for start in range(0, len(writes), AT_ONCE):
@@ -221,12 +236,34 @@ class Recorder:
                 _log.warning("%d folded runs stay folded, the trail does not take them: %s", len(failed), failed[0])
                 return
 
+    async def _send(self, folded: _Folded) -> None:
+        """Write an entry of a folded run. What may have been written is kept and sent again as it is.
+
+        Raises:
+            MaybeWritten: it is kept here: the run must not count it again.
+            TasktrailError: it is not on the trail.
+        """
+        try:
+            await self._ledger.note(
+                folded.subject, folded.tenant, folded.authority, (folded.event,), folded.ref, folded.made
+            )
+        except (MaybeWritten, asyncio.CancelledError):
+            self._unsure[folded.made] = folded
+            raise
+        self._unsure.pop(folded.made, None)
+
+    async def _send_access(self, state: State, authority: Authority, event: TaskPolled | ResultDisclosed) -> None:
+        subject = access_subject(state.tenant, state.task_ref)
+        await self._send(_Folded(note_id(), subject, state.tenant, authority, event, state.task_ref))
+
     async def _flush_polls(self, key: Hashable) -> None:
         run = self._polls.pop(key, None)
         if run is None:
             return
         try:
-            await self.note(run.state, run.authority, _poll_event(run, self._ledger.now()))
+            await self._send_access(run.state, run.authority, _poll_event(run, self._ledger.now()))
+        except MaybeWritten:
+            raise
         except TasktrailError:
             self._merge(key, run)
             raise
@@ -244,7 +281,9 @@ class Recorder:
         (state, authority, method, payloads), folded = shown.pending, shown.folded
         shown.pending, shown.folded = None, 0
         try:
-            await self._write_disclosure(state, authority, method, payloads, nth=shown.nth, count=folded)
+            await self._send_access(state, authority, self._disclosure(method, payloads, nth=shown.nth, count=folded))
+        except MaybeWritten:
+            raise
         except TasktrailError:
             shown.pending, shown.folded = (state, authority, method, payloads), shown.folded + folded
             raise
@@ -270,7 +309,9 @@ class Recorder:
             denial = decision(Rule(reasons[0]), run.method, identity(run.authority), *reasons)
             authority = msgspec.structs.replace(run.authority, decision=denial)
             try:
-                await self._ledger.note(denied_subject(tenant), tenant, authority, (event,))
+                await self._send(_Folded(note_id(), denied_subject(tenant), tenant, authority, event))
+            except MaybeWritten:
+                raise
             except TasktrailError:
                 self._restore(run, tenant, count)
                 raise
