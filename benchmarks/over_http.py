@@ -221,6 +221,7 @@ class _Process:
 async def _endpoint(stack: contextlib.AsyncExitStack, url: str, *under_test: _Process) -> Endpoint:
     endpoint = Endpoint(url, [process for one in under_test for process in one.all()])
     stack.push_async_callback(endpoint.close)
+    stack.push_async_callback(endpoint.release)
     return endpoint
 
 

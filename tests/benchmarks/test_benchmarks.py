@@ -27,7 +27,9 @@ def run(*options: str) -> subprocess.CompletedProcess[bytes]:
 
 def documented() -> dict[str, Any]:
     """The example in docs/performance.md."""
-    (block,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "performance.md").read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = re.findall(
+        r"```json\n(.*?)```", (ROOT / "docs" / "performance.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     example: dict[str, Any] = json.loads(block)
     return example
 

@@ -30,6 +30,7 @@ from mcp_types import (
     InputRequiredResult,
 )
 from pydantic import BaseModel
+
 from tasktrail.mcp.extension import Tasks
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 from nats.js import JetStreamContext, api
 
+from tasktrail.events.subjects import KEYS, TRAIL
 from tasktrail.services.broker import bundled_binary
 from tasktrail.services.connection import Connection
-from tasktrail.services.trail import KEYS, TRAIL, desired
+from tasktrail.services.trail import desired
 from tasktrail.testing.feeding import Feeder, caller, creation
 from tasktrail.testing.nats import NatsServer
 from tasktrail.testing.service import UpProcess

@@ -23,7 +23,12 @@ from .serving import WITHIN_S
 
 VERSION = "2026-07-28"
 EXTENSION = "io.modelcontextprotocol/tasks"
-DECLARED: dict[str, Any] = {"extensions": {EXTENSION: {}}, "elicitation": {}, "sampling": {}, "roots": {}}
+DECLARED: dict[str, Any] = {
+    "extensions": {EXTENSION: {}},
+    "elicitation": {"form": {}, "url": {}},
+    "sampling": {},
+    "roots": {},
+}
 UNDECLARED: dict[str, Any] = {"elicitation": {}}
 _LOOK_S = 0.01
 

@@ -68,14 +68,14 @@ async def test_an_address_that_is_none_is_refused_with_what_to_write(
     target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Style 8: the message says what to do next."""
-    monkeypatch.delenv("TASKTRAIL_NATS_URL", raising=False)
+    monkeypatch.delenv("TASKTRAIL_CONNECT", raising=False)
     with pytest.raises(InvalidRequest, match="nats://"):
         Tasks.connect(target, tools=SUPPORT)
 
 
 async def test_the_address_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One setting, TASKTRAIL_NATS_URL, for a server that is deployed unchanged."""
-    monkeypatch.setenv("TASKTRAIL_NATS_URL", "nats://127.0.0.1:1")
+    """One setting, TASKTRAIL_CONNECT, for a server that is deployed unchanged."""
+    monkeypatch.setenv("TASKTRAIL_CONNECT", "nats://127.0.0.1:1")
     assert isinstance(Tasks.connect(tools=SUPPORT), Tasks)
 
 

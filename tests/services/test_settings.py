@@ -21,7 +21,7 @@ def test_the_defaults_are_those_of_the_issue() -> None:
     assert (settings.host, settings.port, settings.embedded) == ("127.0.0.1", 8420, True)
     assert settings.data == Path.cwd() / ".tasktrail"
     assert (settings.ttl_default_ms, settings.ttl_max_ms) == (60 * MINUTE_MS, DAY_MS)
-    assert (settings.answer_within_ms, settings.resolve_for_ms) == (2_000, 10_000)
+    assert (settings.answer_within_ms, settings.resolve_for_ms) == (1_500, 10_000)
     assert (settings.inline_max_bytes, settings.payload_max_bytes) == (32 * 1024, 16 * MIB)
     assert settings.fold_ms <= 1_000, "promise 1: on the trail within a second"
 

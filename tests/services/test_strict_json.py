@@ -27,9 +27,9 @@ values = st.recursive(
 )
 
 
-def refusal(body: bytes, **limits: int) -> str:
+def refusal(body: bytes, *, bytes_max: int = KIB_64, depth_max: int = DEPTH_MAX) -> str:
     with pytest.raises(InvalidRequest) as caught:
-        decode(body, bytes_max=limits.pop("bytes_max", KIB_64), **limits)
+        decode(body, bytes_max=bytes_max, depth_max=depth_max)
     return caught.value.message
 
 

@@ -40,15 +40,17 @@ from tasktrail.events.errors import InvalidRequest, TaskNotFound, TasktrailError
 from tasktrail.events.facts import TaskSupport
 from tasktrail.mcp import wire
 from tasktrail.mcp.callers import call, caller, handle_text, words
-from tasktrail.mcp.link import ConnectedLink, EmbeddedLink, Link
+from tasktrail.mcp.link import ConnectedLink, EmbeddedLink, Link, patiently
 from tasktrail.mcp.listening import TaskStream, wanted, wants_tasks
 from tasktrail.mcp.running import Run
 from tasktrail.services import messages
+from tasktrail.services.clock import now_ms
 from tasktrail.services.connection import Connection
 from tasktrail.services.messages import Signal, TaskView
 
-URL_VARIABLE = "TASKTRAIL_NATS_URL"
+URL_VARIABLE = "TASKTRAIL_CONNECT"
 STOP_WITHIN_S = 5.0
+SETTLE_WITHIN_MS = 60_000
 
 Context = ServerRequestContext[Any, Any]
 Lifespan = Callable[[MCPServer[Any]], AbstractAsyncContextManager[Any]]
@@ -84,6 +86,7 @@ class Tasks(Extension):
         self._tools = {name: _policy(name, said) for name, said in tools.items()}
         self._server: MCPServer[Any] | None = None
         self._runs: dict[str, Run] = {}
+        self._settling: set[asyncio.Task[None]] = set()
 
     @classmethod
     def connect(
@@ -92,7 +95,7 @@ class Tasks(Extension):
         """Connect to a running tasktrail.
 
         `target` is a `nats://` URL (several with commas) or the `adapter.json` that `tasktrail up` wrote; default: the
-        environment's TASKTRAIL_NATS_URL. `server` names this MCP server on the trail; default: the MCPServer's name.
+        environment's TASKTRAIL_CONNECT. `server` names this MCP server on the trail; default: the MCPServer's name.
         `tools` says which tools are `optional`, `required` or `forbidden` (the default) as tasks.
 
         Raises:
@@ -146,6 +149,8 @@ class Tasks(Extension):
             await self._link.stop()
 
     async def _lose_runs(self) -> None:
+        for settling in self._settling:
+            settling.cancel()
         losing = [run.lose("shutdown") for run in self._runs.values()]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_WITHIN_S):
@@ -205,13 +210,34 @@ class Tasks(Extension):
             poll_interval_ms=policy.poll_interval_ms,
             arguments=params.arguments,
         )
-        view: TaskView = await self._request("create", said)
-        run = Run(cast("MCPServer[Any]", self._server), self._link, view, params, ctx)
+        try:
+            view: TaskView = await self._link.request("create", said)
+        except TasktrailError as error:
+            if error.written == "maybe":
+                self._settle(said)
+            raise _rpc_error(error) from error
+        run = Run(cast("MCPServer[Any]", self._server), self._link, view, params, ctx, in_thread=not tool.is_async)
         self._runs[run.ref] = run
         run.begin()
         if run.running is not None:
             run.running.add_done_callback(lambda _done: self._runs.pop(run.ref, None))
         return view
+
+    def _settle(self, said: messages.CreateTask) -> None:
+        """A task may have been made that nobody was told of: find out, and end it, so that no ghost stays behind."""
+
+        async def end() -> None:
+            until_ms = now_ms() + SETTLE_WITHIN_MS
+            with contextlib.suppress(TasktrailError):
+                view: TaskView = await patiently(self._link, "create", said, until_ms=until_ms, now_ms=now_ms)
+                lost = messages.LoseWorker(
+                    task_ref=view.task_ref, command_id=f"{said.command_id}:unanswered", cause="unanswered"
+                )
+                await patiently(self._link, "lose", lost, until_ms=until_ms, now_ms=now_ms)
+
+        settling = asyncio.create_task(end())
+        self._settling.add(settling)
+        settling.add_done_callback(self._settling.discard)
 
     async def _get(self, ctx: Context, params: TaskParams) -> HandlerResult:
         handle = await self._handle(ctx, params)

@@ -26,7 +26,21 @@ from mcp.server.session import ServerSession
 from mcp.shared.dispatcher import CallOptions
 from mcp.shared.exceptions import MCPError, NoBackChannelError
 from mcp.shared.transport_context import TransportContext
-from mcp_types import INTERNAL_ERROR, CallToolRequestParams, CallToolResult, InputRequiredResult, TextContent
+from mcp_types import (
+    INTERNAL_ERROR,
+    MISSING_REQUIRED_CLIENT_CAPABILITY,
+    CallToolRequestParams,
+    CallToolResult,
+    ClientCapabilities,
+    ElicitationCapability,
+    FormElicitationCapability,
+    InputRequiredResult,
+    MissingRequiredClientCapabilityErrorData,
+    RootsCapability,
+    SamplingCapability,
+    TextContent,
+    UrlElicitationCapability,
+)
 
 from tasktrail.events.errors import TasktrailError
 from tasktrail.mcp.link import Link, patiently
@@ -52,9 +66,17 @@ _KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 class Run:
     """One task's work in this process."""
 
-    def __init__(
-        self, server: MCPServer[Any], link: Link, view: TaskView, params: CallToolRequestParams, ctx: "_RequestContext"
+    def __init__(  # noqa: PLR0913 - what a run is of
+        self,
+        server: MCPServer[Any],
+        link: Link,
+        view: TaskView,
+        params: CallToolRequestParams,
+        ctx: "_RequestContext",
+        *,
+        in_thread: bool,
     ) -> None:
+        """`in_thread`: the tool is a plain function, which the SDK runs in a thread that nothing can stop."""
         self.ref = view.task_ref
         self._server, self._link, self._params = server, link, params
         self._until_ms = view.created_at_ms + view.ttl_ms
@@ -63,6 +85,7 @@ class Run:
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._said: str | None = None
         self._stopped = False
+        self._in_thread = in_thread
         self._nudged = asyncio.Event()
         self._tool: asyncio.Task[CallToolResult] | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -81,6 +104,8 @@ class Run:
 
     def _stop_tool(self) -> None:
         """Tell the tool to stop: once, for a second time would break into what it does to clean up."""
+        if self._in_thread:
+            return  # it cannot be stopped: what it comes to is reported when it ends, and refused if that is too late
         if self._tool is not None and not self._tool.done() and not self._stopped:
             self._stopped = True
             self._tool.cancel()
@@ -146,7 +171,12 @@ class Run:
         return answer
 
     def _enqueue(self, method: str, params: object, stem: str) -> "asyncio.Future[Any]":
-        """Ask, together with whatever else is asked in this turn of the loop."""
+        """Ask, together with whatever else is asked in this turn of the loop.
+
+        Raises:
+            MCPError: the client did not declare that it can be asked this (SEP-2322, server requirements).
+        """
+        _require_declared(self._context.session.client_capabilities, method, params)
         key = f"{stem if _KEY.fullmatch(stem) else 'input'}-{secrets.token_hex(4)}"
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._asks[key] = InputAsk(method=method, params=params)
@@ -302,6 +332,32 @@ def _background(ctx: _RequestContext, run: Run) -> _RequestContext:
         params=ctx.params,
         meta=ctx.meta,
     )
+
+
+def _require_declared(capabilities: ClientCapabilities | None, method: str, params: object) -> None:
+    """Refuse a question of a kind that the task's client did not declare.
+
+    Raises:
+        MCPError: -32021, with the capability that is missing.
+    """
+    declared = capabilities or ClientCapabilities()
+    elicitation = declared.elicitation
+    required: ClientCapabilities | None = None
+    if method == "elicitation/create" and isinstance(params, Mapping) and params.get("mode") == "url":
+        if elicitation is None or elicitation.url is None:
+            required = ClientCapabilities(elicitation=ElicitationCapability(url=UrlElicitationCapability()))
+    elif method == "elicitation/create":
+        if elicitation is None or (elicitation.form is None and elicitation.url is not None):
+            required = ClientCapabilities(elicitation=ElicitationCapability(form=FormElicitationCapability()))
+    elif method == "sampling/createMessage" and declared.sampling is None:
+        required = ClientCapabilities(sampling=SamplingCapability())
+    elif method == "roots/list" and declared.roots is None:
+        required = ClientCapabilities(roots=RootsCapability())
+    if required is not None:
+        data = MissingRequiredClientCapabilityErrorData(required_capabilities=required)
+        told = data.model_dump(by_alias=True, mode="json", exclude_none=True)
+        message = f"the client did not declare that it takes {method}"
+        raise MCPError(MISSING_REQUIRED_CLIENT_CAPABILITY, message, told)
 
 
 def _command_id() -> str:

@@ -2,7 +2,9 @@
 
 Guarantees: every request gets an answer, a `{"ok": …}` or a `{"error": …}` with the fields of `messages.Failed`; bad
 input is answered, never dropped; the server's name is the subject's, which NATS permissions can bind to a user, never
-the body's; large requests take turns, so that memory is bounded, and are told to come again when too many wait.
+the body's; an answer goes to an inbox and nowhere else, because the sender of a request may name any subject to reply
+to and the service may publish on all of them; large requests take turns, so that memory is bounded, and are told to
+come again when too many wait.
 
     nats req tasktrail.cmd.reports.get '{"caller": …, "call": …, "task_id": "…"}'
 """
@@ -10,6 +12,7 @@ the body's; large requests take turns, so that memory is bounded, and are told t
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import AsyncGenerator
 
 import msgspec
@@ -33,6 +36,7 @@ LARGE_BYTES = 256 * 1024
 LARGE_AT_ONCE, LARGE_WAITING, TURN_WITHIN_S = 2, 16, 1.0
 """A body of arrays takes 30 times its size once decoded: of those above `LARGE_BYTES` few are worked on at once."""
 _SAID_MAX = 300
+_INBOX = re.compile(r"_INBOX[A-Za-z0-9_-]{0,128}(\.[A-Za-z0-9_-]{1,128}){1,8}")
 
 
 def serve(bus: NatsBroker, desk: Desk, *, payload_max_bytes: int) -> None:
@@ -40,6 +44,10 @@ def serve(bus: NatsBroker, desk: Desk, *, payload_max_bytes: int) -> None:
     turns = _Turns()
 
     async def answer(msg: NatsMessage) -> bytes:
+        if not _INBOX.fullmatch(msg.reply_to):
+            _log.warning("a request without an inbox to answer to is not carried out")
+            msg.reply_to = ""
+            return b""
         raw = msg.raw_message
         subject, body = getattr(raw, "subject", ""), getattr(raw, "data", b"")
         try:

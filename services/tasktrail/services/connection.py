@@ -8,6 +8,7 @@ Guarantees: needs nats-py and msgspec only; credentials are never shown by `repr
 
 import asyncio
 import logging
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -20,6 +21,8 @@ from tasktrail.events.errors import InvalidRequest
 _log = logging.getLogger(__name__)
 
 CONNECT_S = 5.0
+QUIET_S = 30.0
+"""A connection that keeps failing for the same reason says so this often."""
 
 
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,14 +62,20 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
         try:
             return msgspec.json.decode(path.read_bytes(), type=cls)
         except OSError as error:
-            message = f"{path}: {error.strerror}; give a nats:// URL or the adapter.json of a running `tasktrail up`"
+            url = f"nats://{path}" if ":" in str(path) else "nats://host:4222"
+            message = (
+                f"{path.absolute()}: {error.strerror}; give a NATS URL ({url}), "
+                "or the adapter.json of a running `tasktrail up`"
+            )
             raise InvalidRequest(message) from None
         except msgspec.DecodeError as error:
             message = f"{path} is no connection file ({error}); start `tasktrail up` again to have it written anew"
             raise InvalidRequest(message) from None
 
-    async def connect(self, name: str) -> Client:
+    async def connect(self, name: str, *, buffered: bool = True) -> Client:
         """Connect, and keep reconnecting when the connection is lost later.
+
+        Not `buffered`: publishing while the connection is lost fails at once, instead of waiting for it to come back.
 
         Raises:
             TimeoutError: none of the servers took us within `CONNECT_S`; the message says what was seen last.
@@ -79,12 +88,17 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
         if self.inbox_prefix:
             options["inbox_prefix"] = self.inbox_prefix
 
-        seen = "no answer"
+        if not buffered:
+            options["pending_size"] = 0
+        seen, told_at = "no answer", 0.0
 
         async def complain(error: Exception) -> None:
-            nonlocal seen
+            nonlocal seen, told_at
+            now, before = time.monotonic(), seen
             seen = str(error) or type(error).__name__
-            _log.warning("NATS: %s", seen)
+            if seen != before or now - told_at > QUIET_S:
+                told_at = now
+                _log.warning("NATS: %s", seen)
 
         nc = Client()
         try:

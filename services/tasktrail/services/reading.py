@@ -12,6 +12,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
+from nats.errors import Error as NatsError
+from nats.js.errors import APIError
 
 from tasktrail.events.authority import (
     Authority,
@@ -24,6 +26,7 @@ from tasktrail.events.authority import (
     Trigger,
     Verification,
 )
+from tasktrail.events.errors import Unavailable
 from tasktrail.events.facts import QueryRun
 from tasktrail.events.subjects import ANONYMOUS_TENANT, control_subject, is_task_ref
 from tasktrail.projections.audit.store import TaskFilter
@@ -108,8 +111,17 @@ class Reading:
 
     async def _catch_up(self) -> None:
         """Bring the audit store to what the trail holds now, or as near as `FRESH_WITHIN_S` allows."""
-        await self._service.recorder.flush()
-        await self._service.auditor.wait_for(await self._service.last_sequence(), FRESH_WITHIN_S)
+        try:
+            async with asyncio.timeout(FRESH_WITHIN_S):
+                await self._service.recorder.flush()
+                last = await self._service.last_sequence()
+        except (TimeoutError, NatsError, APIError, OSError) as error:
+            message = (
+                "the broker is away, so this reading cannot be recorded; try again. "
+                "With the service stopped, the same command reads the store without recording it"
+            )
+            raise Unavailable(message) from error
+        await self._service.auditor.wait_for(last, FRESH_WITHIN_S)
 
     async def _record(self, query: str, parameters: dict[str, str], rows: int, asker: Asker) -> None:
         event = QueryRun(at_ms=now_ms(), query=query, parameters=parameters, rows=rows)

@@ -336,8 +336,8 @@ def _what(step: Step) -> Text:
 def _change(step: Step) -> Text:
     """The status before and after, empty when it stayed."""
     before, after = step.status_before, step.status_after
-    if after is None or after == before:
-        return Text()
+    if after is None or after == before or step.kind is StepKind.ACCESS:
+        return Text()  # looking changes nothing: what stands there is the status when a folded run was written
     change = Text(f"{printable(before)} → " if before else "→ ", style=_QUIET)
     return change.append(printable(after), style=_STATUS.get(after, "bold"))
 

@@ -217,7 +217,7 @@ class Service:
                 what="folded polls and denials",
                 since_ms=running.stat().st_mtime_ns // 1_000_000,
                 until_ms=at_ms,
-                cause="the service ended without stopping; repeats of its last second may not have been written",
+                cause="it ended without stopping: repeats of its last second may be missing",
             )
             events.append(gap)
         if events:

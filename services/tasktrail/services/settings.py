@@ -6,6 +6,7 @@ is read anywhere else. `docs/configuration.md` is checked against `DESCRIBED` by
     settings = load(os.environ, data=Path(".tasktrail"), port=8420)
 """
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,8 @@ from tasktrail.events.errors import InvalidRequest
 from tasktrail.events.subjects import DEFAULT_TENANT
 
 ENV_PREFIX = "TASKTRAIL_"
+_OTHERS = {"TASKTRAIL_CONNECT"}
+"""Variables that adapters read, not the service."""
 
 MINUTE_MS = 60_000
 DAY_MS = 86_400_000
@@ -46,7 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     fold_ms: Annotated[int, msgspec.Meta(ge=10, le=1_000)] = 500
     payload_max_bytes: Annotated[int, msgspec.Meta(ge=1 * KIB, le=16 * MIB)] = 16 * MIB
     inline_max_bytes: Annotated[int, msgspec.Meta(ge=0, le=256 * KIB)] = 32 * KIB
-    answer_within_ms: Annotated[int, msgspec.Meta(ge=100, le=10_000)] = 2_000
+    answer_within_ms: Annotated[int, msgspec.Meta(ge=100, le=10_000)] = 1_500
     resolve_for_ms: Annotated[int, msgspec.Meta(ge=1_000, le=60_000)] = 10_000
     tasks_cached: Annotated[int, msgspec.Meta(ge=16, le=1_000_000)] = 4_096
 
@@ -89,6 +92,12 @@ def load(environ: Mapping[str, str], **given: object) -> Settings:
         InvalidRequest: a value is not of its setting's type or range; the message names the variable.
     """
     values: dict[str, Any] = {}
+    known = {ENV_PREFIX + name.upper() for name in Settings.__struct_fields__} | _OTHERS
+    for variable in sorted(environ):
+        if variable.startswith(ENV_PREFIX) and variable not in known:
+            near = difflib.get_close_matches(variable, known, n=1)
+            message = f"{variable} is no setting" + (f"; did you mean {near[0]}?" if near else "")
+            raise InvalidRequest(message)
     for name in Settings.__struct_fields__:
         text = environ.get(ENV_PREFIX + name.upper())
         if text is not None:

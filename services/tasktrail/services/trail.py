@@ -116,8 +116,8 @@ _COMPARED = (
 _LIMITS = ("max_msgs", "max_bytes", "max_age")
 
 
-async def differences(js: JetStreamContext) -> list[str]:
-    """What is missing or not as it should be, one sentence each; empty when all is well."""
+async def differences(js: JetStreamContext, *, replicas: int | None = None) -> list[str]:
+    """What is missing or not as it should be, one sentence each; empty when all is well. `replicas`: None for any."""
     found: list[str] = []
     for name, want in desired().items():
         try:
@@ -130,6 +130,8 @@ async def differences(js: JetStreamContext) -> list[str]:
             for field in _COMPARED
             if _value(getattr(have, field)) != _value(getattr(want, field))
         ]
+        if replicas is not None and (have.num_replicas or 1) != replicas:
+            found.append(f"stream {name}: num_replicas is {have.num_replicas}, {replicas} asked for")
         if name in {TRAIL, KEYS}:
             found += [
                 f"stream {name}: {field} is {getattr(have, field)}, which would lose entries; it should be unlimited"

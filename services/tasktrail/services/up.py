@@ -63,7 +63,8 @@ async def _serve(settings: Settings, console: Console, *, demo: bool) -> int:
         await service.start()
         stack.push_async_callback(service.stop)
         token = responder.open_token(settings.data)
-        app = create_app(Reading(service), token=token, hosts=Hosts(settings.host, settings.hosts), version=version("tasktrail"))
+        hosts = Hosts(settings.host, settings.hosts)
+        app = create_app(Reading(service), token=token, hosts=hosts, version=version("tasktrail"))
         server = await Server.start(app, host=settings.host, port=settings.port)
         stack.push_async_callback(server.stop)
         here = responder.Running(url=server.url, pid=os.getpid(), started_at=rfc3339(now_ms()))
@@ -92,6 +93,7 @@ async def _until_stopped(service: Service, stopping: asyncio.Event, console: Con
 def _introduce(console: Console, settings: Settings, service: Service, server: Server) -> None:
     where = service.broker.url if service.broker else settings.nats_url
     target = str(settings.data / ADAPTER_FILE) if service.broker else settings.nats_url
+    command = "uv run tasktrail" if "UV" in os.environ else "tasktrail"
     lines = [
         f"tasktrail {version('tasktrail')}",
         f"  data       {settings.data}",
@@ -102,8 +104,8 @@ def _introduce(console: Console, settings: Settings, service: Service, server: S
         f'  tasks = Tasks.connect("{target}", tools={{"my_tool": "optional"}})',
         '  mcp = MCPServer("my-server", extensions=[tasks], lifespan=tasks.lifespan)',
         "Look at it:",
-        f"  tasktrail tasks --data {settings.data}",
-        f"  tasktrail tail --data {settings.data}",
+        f"  {command} tasks --data {settings.data}",
+        f"  {command} tail --data {settings.data}",
         "",
     ]
     for line in lines:
@@ -161,7 +163,7 @@ async def _init(settings: Settings, console: Console) -> int:
         js = nc.jetstream()
         made = await trail.create(js, replicas=settings.replicas)
         make_keys(settings.data, (await js.stream_info(TRAIL)).state.last_seq)
-        problems = await trail.differences(js)
+        problems = await trail.differences(js, replicas=settings.replicas)
     finally:
         await nc.close()
     for name in made:

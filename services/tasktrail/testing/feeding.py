@@ -18,7 +18,7 @@ from nats.errors import Error as NatsError
 
 from tasktrail.services.connection import Connection
 
-ANSWER_S = 10.0
+ANSWER_S = 5.0
 SETTLED_WITHIN_S = 60.0
 _PAUSE_S = 0.2
 _RECONNECT_S = 0.05
