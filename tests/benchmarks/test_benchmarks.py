@@ -34,7 +34,7 @@ def documented() -> dict[str, Any]:
     return example
 
 
-def shape(value: Any, name: str = "") -> object:
+def shape(value: Any, name: str = "") -> object:  # noqa: ANN401 - any JSON value
     """Which members there are, and of which type each is."""
     if isinstance(value, dict):
         shapes = {key: shape(one, key) for key, one in value.items()}

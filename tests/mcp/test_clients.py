@@ -28,9 +28,21 @@ from .workshop import SUPPORT, Workshop
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
+async def not_asked(*_: object) -> Any:  # noqa: ANN401 - both clients' callbacks
+    """That there is a callback declares that the client takes questions; the extension answers those of tasks."""
+    message = "asked outside of a task"
+    raise AssertionError(message)
+
+
+def sdk_options(extension: ClientExtension) -> dict[str, Any]:
+    """The official SDK's client at this protocol version, with nothing cached."""
+    return {"mode": VERSION, "extensions": [extension], "elicitation_callback": not_asked, "cache": None}
+
+
 def stock(place: Place, *extensions: ClientExtension) -> FastMCPClient[StreamableHttpTransport]:
     """FastMCP's client with a bearer token."""
-    return FastMCPClient(StreamableHttpTransport(place.url, auth=place.token()), extensions=extensions)
+    transport = StreamableHttpTransport(place.url, auth=place.token())
+    return FastMCPClient(transport, extensions=extensions, elicitation_handler=not_asked)
 
 
 @pytest.mark.requirement("O2")
@@ -73,7 +85,7 @@ async def test_the_official_clients_call_is_a_task_in_between(place: Place) -> N
     extension = TasksClient(NamedRequest)
     http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {place.token()}"}, trust_env=False)
     transport = streamable_http_client(place.url, http_client=http)
-    async with http, Client(transport, mode=VERSION, extensions=[extension], cache=None) as client:
+    async with http, Client(transport, **sdk_options(extension)) as client:
         result = await client.call_tool("asks")
     assert result.content == [types.TextContent(type="text", text="accept 41")]
     (task_id,) = extension.made
@@ -86,7 +98,7 @@ async def test_a_server_without_http_is_served_the_same(tmp_path: Path) -> None:
     with settings({}):
         tasks = Tasks.embed(tmp_path, tools=SUPPORT)
         extension = TasksClient(NamedRequest)
-        async with Client(Workshop().server(tasks), mode=VERSION, extensions=[extension], cache=None) as client:
+        async with Client(Workshop().server(tasks), **sdk_options(extension)) as client:
             result = await client.call_tool("asks")
             async with reading(tmp_path) as trail:
                 created = (await trail.of(extension.made[0]))[0]

@@ -9,7 +9,7 @@ from mcp.shared.exceptions import MCPDeprecationWarning
 
 from tasktrail.events.facts import CommandRefused, InputIgnored, InputRequested, InputResponded
 
-from .client import Answer, Client
+from .client import EXTENSION, Answer, Client
 from .place import Place, only, shown
 
 pytestmark = [
@@ -252,6 +252,42 @@ async def test_of_many_answers_at_the_same_time_one_is_taken(place: Place) -> No
     found = await place.trail.of(made["taskId"])
     assert only(found, InputResponded).key == key
     assert (await place.trail.names(made["taskId"]))[-1] != "InputRequested"
+
+
+NO_FORM: dict[str, Any] = {"elicitation": {"form": {}}}
+
+
+@pytest.mark.requirement("L4")
+@pytest.mark.parametrize(
+    ("tool", "declared", "required"),
+    [
+        ("asks", {}, NO_FORM),
+        ("asks", {"elicitation": {"url": {}}}, NO_FORM),
+        ("asks_inside", {"sampling": {}}, NO_FORM),
+        ("sends_to", {"elicitation": {}}, {"elicitation": {"url": {}}}),
+        ("samples", {"elicitation": {}}, {"sampling": {}}),
+        ("lists_roots", {"elicitation": {}}, {"roots": {}}),
+    ],
+)
+async def test_a_client_is_asked_only_what_it_declared(
+    place: Place, tool: str, declared: dict[str, Any], required: dict[str, Any]
+) -> None:
+    """SEP-2322: no inputRequests that the client has not declared support for; the tool gets -32021 in their place."""
+    async with place.client(capabilities={"extensions": {EXTENSION: {}}, **declared}) as plain:
+        made = await plain.start(tool)
+        done = await plain.until(made["taskId"], "failed", "input_required")
+    assert done["status"] == "failed"
+    assert (done["error"]["code"], done["error"]["data"]) == (-32021, {"requiredCapabilities": required})
+    assert "InputRequested" not in await place.trail.names(made["taskId"])
+
+
+@pytest.mark.requirement("L4")
+async def test_elicitation_declared_without_a_mode_means_forms(place: Place) -> None:
+    """MCP 2026-07-28 ClientCapabilities: an empty `elicitation` object is form mode."""
+    async with place.client(capabilities={"extensions": {EXTENSION: {}}, "elicitation": {}}) as plain:
+        made = await plain.start("asks")
+        await asked(plain, made["taskId"])
+        await plain.cancel(made["taskId"])
 
 
 @pytest.mark.requirement("L6", "A6")

@@ -5,11 +5,15 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tasktrail.events.entry import Entry
-from tasktrail.events.facts import GapFound, TaskCompleted
+from tasktrail.events.errors import MaybeWritten
+from tasktrail.events.facts import GapFound, TaskCompleted, TaskCreated, WorkerLost
+from tasktrail.mcp.link import ConnectedLink, EmbeddedLink
+from tasktrail.services.messages import Said
 from tasktrail.testing.issuer import LocalIssuer
 
 from .client import Client
@@ -88,6 +92,40 @@ async def test_a_result_that_comes_while_the_service_is_down_is_recorded_when_it
             done = await ana.until(asking["taskId"], "completed")
             assert done["result"]["content"][0]["text"] == "accept 41"
         assert await place.trail.names(made["taskId"]) == ["TaskCreated", "TaskCompleted"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.requirement("L9")
+async def test_a_task_whose_creation_was_never_confirmed_does_not_live_on_unknown(
+    mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Design promise 1: "may have been written". Then nobody holds its handle and nothing works on it: it ends, and the
+    trail says why; a caller that calls again gets a task of its own."""
+    link = EmbeddedLink if mode == "embedded" else ConnectedLink
+    carried_out, unconfirmed = link.request, [True]
+
+    async def unsure(self: Any, action: str, said: Said) -> Any:  # noqa: ANN401 - as the link's own
+        done = await carried_out(self, action, said)
+        if action == "create" and unconfirmed:
+            unconfirmed.clear()
+            message = "the reply was lost on its way"
+            raise MaybeWritten(message)
+        return done
+
+    monkeypatch.setattr(link, "request", unsure)
+    async with opened(mode, tmp_path) as place, place.client() as ana:
+        refusal = await ana.call("echo", text="x")
+        assert refusal.error["data"] == {"retriable": True, "written": "maybe"}
+        made = await ana.start("echo", text="x")
+        await ana.until(made["taskId"], "completed")
+
+        async def ended() -> bool:
+            entries = [entry for _, entry in await place.trail.all()]
+            lost = [event for entry in entries for event in entry.events if isinstance(event, WorkerLost)]
+            created = [entry for entry in entries if any(isinstance(one, TaskCreated) for one in entry.events)]
+            return [event.cause for event in lost] == ["unanswered"] and len(created) == 2
+
+        await until(ended)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -1,8 +1,9 @@
 """A tool's run as a task: in the background, with a context that works as it does in a request.
 
 Guarantees: `ctx.elicit`, `ctx.session.create_message` and `ctx.report_progress` of the official SDK work unchanged, as
-the task's input requests and status messages; a tool that returns `InputRequiredResult` is entered again with the
-answers; cancelling the task cancels the tool; the outcome is reported until the trail has it.
+the task's input requests and status messages; a client is asked only what it declared that it can be asked; a tool that
+returns `InputRequiredResult` is entered again with the answers; cancelling the task cancels the tool; the outcome is
+reported until the trail has it.
 
     run = Run(work, view, params, ctx)
     run.begin()

@@ -10,6 +10,7 @@ however often it is sent; concurrent commands on a task are ordered by the task'
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -175,7 +176,8 @@ class Ledger:
         conflicts, pause = 0, _BACKOFF_FIRST_S
         state = self._states.kept(attempt.ref)
         remembered = state is not None
-        while not attempt.given_up:
+        deadline = asyncio.get_running_loop().time() + self._settings.resolve_for_ms / 1000  # see `ending`
+        while not attempt.given_up and asyncio.get_running_loop().time() < deadline:
             try:
                 if not remembered:
                     state = await self._states.of(attempt.tenant, attempt.ref)
@@ -306,9 +308,10 @@ class Ledger:
             events=events,
         )
         body, pause, unsure = entries.encode(entry), _BACKOFF_FIRST_S, False
-        try:
-            async with asyncio.timeout(self._settings.answer_within_ms / 1000):
-                while True:
+        deadline = asyncio.get_running_loop().time() + self._settings.answer_within_ms / 1000
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                while asyncio.get_running_loop().time() < deadline:  # see `ending`
                     before, unsure = unsure, True
                     try:
                         await self._publish(subject, body, made)
@@ -324,9 +327,8 @@ class Ledger:
                         return made
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, _BACKOFF_MAX_S)
-        except TimeoutError:
-            why = f"the trail did not confirm within {self._settings.answer_within_ms} ms"
-            raise _unavailable(why, unsure=unsure) from None
+        why = f"the trail did not confirm within {self._settings.answer_within_ms} ms"
+        raise _unavailable(why, unsure=unsure)
 
     async def _publish(self, subject: str, body: bytes, made: str, *, expected: int | None = None) -> PubAck:
         headers = {MSG_ID: made, SIGNATURE: self._keyring.sign(body), KEY_ID: self._kid}

@@ -21,8 +21,9 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
 from tasktrail.events import entry as entries
+from tasktrail.events.entry import Entry
 from tasktrail.events.errors import ChainBroken
-from tasktrail.events.subjects import CURRENT, TRAIL, any_tenant_subject, task_subject
+from tasktrail.events.subjects import CURRENT, TRAIL, any_tenant_subject, is_task_ref, task_subject
 from tasktrail.projections import current
 from tasktrail.projections.current import State
 
@@ -135,8 +136,8 @@ class States:
 
     async def _fold(self, base: State | None, last: _Message) -> State:
         """The state as of the leader's last entry, from the nearest one there is."""
-        task_seq = entries.decode(last.data).task_seq
         subject = last.subject
+        task_seq = task_entry(subject, last.data).task_seq
         state = base
         while state is None or state.task.seq < task_seq:
             have = state.task.seq if state else 0
@@ -145,7 +146,7 @@ class States:
             if not messages:
                 messages = [await self._next(subject, start)]
             for body, stream_seq in messages:
-                state = current.advance(state, entries.decode(body), entries.leaf_hash(body), stream_seq)
+                state = current.advance(state, task_entry(subject, body), entries.leaf_hash(body), stream_seq)
         if state.stream_seq != last.seq:
             message = (
                 f"{subject}: entry {task_seq} is at {state.stream_seq}, but the stream says its last is {last.seq}"
@@ -180,10 +181,24 @@ class States:
         return found
 
 
+def task_entry(subject: str, body: bytes) -> Entry:
+    """The entry of a message on a task's subject.
+
+    Raises:
+        MalformedEntry: it is none.
+        ChainBroken: it is of another task than the subject's.
+    """
+    entry = entries.decode(body)
+    if not is_task_ref(entry.task_ref) or subject != task_subject(entry.tenant, entry.task_ref):
+        message = f"an entry of task {entry.task_ref!r:.80} stands on {subject}"
+        raise ChainBroken(message)
+    return entry
+
+
 def _followed(known: State, last: _Message) -> State | None:
     """The state after the last entry when it is the very next one after what is known; None when it is not."""
     body = last.data
-    entry = entries.decode(body)
+    entry = task_entry(last.subject, body)
     if entry.task_seq != known.task.seq + 1:
         return None
     return current.advance(known, entry, entries.leaf_hash(body), last.seq)

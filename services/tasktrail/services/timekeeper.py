@@ -23,6 +23,7 @@ from tasktrail.projections import current
 from tasktrail.projections.current import State
 from tasktrail.services.access.callers import service_authority
 from tasktrail.services.access.rules import Rule, decision
+from tasktrail.services.ending import end
 from tasktrail.services.ledger import Ledger
 from tasktrail.services.states import States
 
@@ -54,8 +55,7 @@ class Timekeeper:
     async def stop(self) -> None:
         """Stop; what is due fires after the next start."""
         if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
+            await end(self._running)
             self._running = None
 
     def observe(self, state: State) -> None:

@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 READY_WITHIN_S = 60.0
 GONE_WITHIN_S = 30.0
+_ANSWER_S = 30.0
 _POLL_S = 0.01
 _SETTLED_S = 2.5
 _SERVICE_FILE = "service.json"
@@ -193,15 +194,23 @@ class UpProcess:
         )
 
     def get(self, path: str, *, token: bool = True) -> tuple[int, bytes]:
-        """One HTTP request to the responders' surface: status and body."""
+        """One GET of the responders' surface: status and body."""
+        return self._ask("GET", path, b"", token=token)
+
+    def post(self, path: str, body: bytes, *, token: bool = True) -> tuple[int, bytes]:
+        """One POST of JSON to the responders' surface: status and body."""
+        return self._ask("POST", path, body, token=token)
+
+    def _ask(self, method: str, path: str, body: bytes, *, token: bool) -> tuple[int, bytes]:
         running = self._running(self.pid)
         if running is None:
             message = f"no service is published in {self.data}"
             raise RuntimeError(message)
-        connection = http.client.HTTPConnection(urlsplit(running.url).netloc, timeout=10)
+        connection = http.client.HTTPConnection(urlsplit(running.url).netloc, timeout=_ANSWER_S)
+        headers = {"Content-Type": "application/json"} if body else {}
+        headers |= {"Authorization": f"Bearer {read_token(self.data)}"} if token else {}
         try:
-            headers = {"Authorization": f"Bearer {read_token(self.data)}"} if token else {}
-            connection.request("GET", path, headers=headers)
+            connection.request(method, path, body=body or None, headers=headers)
             response = connection.getresponse()
             return response.status, response.read()
         finally:
