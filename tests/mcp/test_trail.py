@@ -184,7 +184,7 @@ async def test_no_token_id_or_payload_is_in_any_file_log_or_stored_message(
         await place.trail.nc.flush()
         token = place.token()
         async with Client(place.url, token) as ana:
-            ids = await _busy(ana)
+            ids = await _busy(place, ana)
         for task_id in ids:
             await eve.get(task_id)
         await until(lambda: len(heard) > 20)
@@ -214,10 +214,12 @@ def _in_files(data: Path, secrets: dict[str, str]) -> set[str]:
     }
 
 
-async def _busy(ana: Client) -> list[str]:
+async def _busy(place: Place, ana: Client) -> list[str]:
     """A task of every kind with a canary in each of its payloads; their ids."""
     echoed = await ana.start("echo", text=CANARIES["argument"])
-    said = await ana.start("says", text=CANARIES["progress"])
+    with place.bench() as label:
+        said = await ana.start("says", text=CANARIES["progress"], label=label)
+        await ana.until(said["taskId"], "working", statusMessage=CANARIES["progress"])
     asking = await ana.start("asks_twice")
     first, second = await asked(ana, asking["taskId"], 2)
     await ana.update(asking["taskId"], {first: accept(name=CANARIES["answer"]), second: accept(name="x")})

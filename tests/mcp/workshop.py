@@ -146,15 +146,13 @@ class Workshop:
         return CallToolResult(content=[], structured_content={"value": values[kind]})
 
     async def waits(self, label: str) -> str:
-        """Work until the test says go; clean up when told to stop, which takes some turns of the loop."""
+        """Work until the test says go; clean up when told to stop, which takes a moment."""
         bench = self.bench(label)
         bench.log.append("started")
         try:
             await bench.go.wait()
         except asyncio.CancelledError:
             bench.log.append("told to stop")
-            for _ in range(50):
-                await asyncio.sleep(0)
             await asyncio.sleep(0.1)
             bench.log.append("cleaned up")
             raise
@@ -189,10 +187,10 @@ class Workshop:
             bench.go.clear()
         return label
 
-    async def says(self, text: str, ctx: Context[Any, Any]) -> str:
-        """Say something, and leave time for it to be heard."""
+    async def says(self, text: str, label: str, ctx: Context[Any, Any]) -> str:
+        """Say something, and wait until the test has heard it."""
         await ctx.report_progress(1, 1, text)
-        await asyncio.sleep(0.1)
+        await self.bench(label).go.wait()
         return text
 
     async def fails_with(self, text: str) -> str:
@@ -290,6 +288,12 @@ class Workshop:
             case state:
                 return f"{state} then {given['who']}"
 
+    def asks_from_a_thread(self, ctx: Context[Any, Any]) -> Any:  # noqa: ANN401 - as above
+        """Return a question from a plain function."""
+        if ctx.input_responses is None:
+            return InputRequiredResult(input_requests={"who": question(Name)})
+        return "answered"
+
     async def comes_back(self, label: str, ctx: Context[Any, Any]) -> Any:  # noqa: ANN401 - as above
         """Ask for nothing but to be entered again, until the test says go."""
         bench = self.bench(label)
@@ -332,6 +336,7 @@ OPTIONAL = (
     "asks_before",
     "resolves",
     "asks_inside",
+    "asks_from_a_thread",
     "comes_back",
 )
 REQUIRED = ("must",)

@@ -86,7 +86,7 @@ class Run:
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._said: str | None = None
         self._stopped = False
-        self._in_thread = in_thread
+        self._in_thread, self._unstoppable = in_thread, False
         self._nudged = asyncio.Event()
         self._tool: asyncio.Task[CallToolResult] | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -105,7 +105,7 @@ class Run:
 
     def _stop_tool(self) -> None:
         """Tell the tool to stop: once, for a second time would break into what it does to clean up."""
-        if self._in_thread:
+        if self._unstoppable:
             return  # it cannot be stopped: what it comes to is reported when it ends, and refused if that is too late
         if self._tool is not None and not self._tool.done() and not self._stopped:
             self._stopped = True
@@ -146,7 +146,11 @@ class Run:
                 input_params=params,
                 subscriptions=self._server._subscriptions,  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] # the SDK has no public way to what ctx.notify_* need
             )
-            result = await self._server.call_tool(params.name, params.arguments or {}, context)
+            self._unstoppable = self._in_thread
+            try:
+                result = await self._server.call_tool(params.name, params.arguments or {}, context)
+            finally:
+                self._unstoppable = False
             if not isinstance(result, InputRequiredResult):
                 return result
             requests = {

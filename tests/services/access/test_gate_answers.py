@@ -86,7 +86,7 @@ async def test_too_many_answers_and_what_is_no_json_are_refused_before_anything(
     with pytest.raises(InvalidRequest, match=f"the maximum is {ANSWERS_MAX}"):
         await rig.update(made.task_id, {str(number): {} for number in range(ANSWERS_MAX + 1)})
     with pytest.raises(InvalidRequest, match="not JSON"):
-        await rig.update(made.task_id, {"a": {"action": "accept", "content": {"name": "x", "more": object()}}})
+        await rig.update(made.task_id, {"a": {"action": "accept", "content": {"name": "\ud800"}}})
     assert len(await rig.entries("task")) == before
 
 

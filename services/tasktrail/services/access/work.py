@@ -96,6 +96,8 @@ class Work:
             TaskNotFound: there is none, or another server runs it.
         """
         known = self._states.kept(ref)
+        if known is not None and known.task.server == channel.server and action != "collect":
+            return known  # whose it is never changes, and the Ledger sees to it that the state is the current one
         state = await (self._states.of(known.tenant, ref) if known else self._states.by_handle(ref))
         if state is not None and state.task.server == channel.server:
             return state
