@@ -21,19 +21,19 @@ _log = logging.getLogger(__name__)
 
 
 class RawCodec:
-    """Bodies pass as they are."""
+    """Handlers get the message itself, its body as it came."""
 
     async def decode(self, msg: Any) -> Any:  # noqa: ANN401 - the framework's protocol
-        """The body itself."""
-        return msg.body
+        """The message itself."""
+        return msg
 
     async def encode(self, msg: Any, serializer: object = None) -> tuple[bytes, str | None]:  # noqa: ANN401, ARG002
         """The bytes themselves."""
         return bytes(msg or b""), None
 
     async def decode_batch(self, msg: Any) -> Any:  # noqa: ANN401 - see `decode`
-        """The bodies themselves."""
-        return msg.body
+        """The message that holds the batch."""
+        return msg
 
     async def encode_batch(
         self,
@@ -55,6 +55,7 @@ def make_bus(connection: Connection) -> NatsBroker:
     return NatsBroker(
         connection.servers,
         security=security,
+        apply_types=False,  # injecting a handler's arguments runs each message through a thread
         name="tasktrail",
         inbox_prefix=connection.inbox_prefix or DEFAULT_INBOX_PREFIX.decode(),
         max_reconnect_attempts=-1,

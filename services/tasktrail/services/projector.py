@@ -41,7 +41,7 @@ from tasktrail.services.states import States, task_entry
 _log = logging.getLogger(__name__)
 
 BATCH = 500
-BATCH_WAIT_S = 0.25
+BATCH_WAIT_S = 0.05
 INACTIVE_S = 60.0
 """How long the server keeps the consumer of a projector that asks no more."""
 REVISIONS_KEPT = 100_000
