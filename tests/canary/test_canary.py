@@ -9,7 +9,7 @@ import contextlib
 import http.client
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -120,7 +120,7 @@ async def everything(up: UpProcess, planted: Planted) -> None:
 
 
 @contextlib.asynccontextmanager
-async def workshop(up: UpProcess) -> AsyncIterator[tuple[str, LocalIssuer]]:
+async def workshop(up: UpProcess) -> AsyncGenerator[tuple[str, LocalIssuer]]:
     """A real MCP server with bearer authentication, connected to the service."""
     with LocalIssuer() as issuer, listening() as sock:
         url = url_of(sock)

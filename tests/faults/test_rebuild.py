@@ -9,7 +9,7 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -32,24 +32,24 @@ from tasktrail.services.trail import KV_STREAM
 from tasktrail.testing.feeding import Feeder, asked
 from tasktrail.testing.rebuild import Book, audit_differences, current_bucket, current_differences
 from tasktrail.testing.scenario import ANA, authority, create, sealed
-from tasktrail.testing.service import UpProcess, is_gone
+from tasktrail.testing.service import UpProcess, is_gone, wait_for
 
 from .stories import Teller
 
 COMMANDS = 300
-MANY_TASKS, STEPS = 5_000, 10
+MANY_TASKS, STEPS = 2_500, 10
 WITHIN_S = 60.0
 AUDIT = "audit.duckdb"
 
 
 @contextmanager
-def running(data: Path, *options: str) -> Iterator[UpProcess]:
+def running(data: Path, *options: str) -> Generator[UpProcess]:
     with UpProcess(data, *options) as up:
         yield up
 
 
 @asynccontextmanager
-async def administering(up: UpProcess) -> AsyncIterator[Client]:
+async def administering(up: UpProcess) -> AsyncGenerator[Client]:
     nc = await up.admin().connect("admin")
     try:
         yield nc
@@ -58,7 +58,7 @@ async def administering(up: UpProcess) -> AsyncIterator[Client]:
 
 
 @asynccontextmanager
-async def stopped_broker(data: Path) -> AsyncIterator[Client]:
+async def stopped_broker(data: Path) -> AsyncGenerator[Client]:
     """The broker of a service that does not run."""
     with Broker.start(data / "nats", sync_interval="2m") as broker:
         nc = await Connection(**broker.connect_options()).connect("admin")
@@ -240,7 +240,7 @@ async def test_it_is_not_ready_before_both_projections_have_caught_up_with_a_lar
         behind = {name for _, parts in seen for name, part in parts.items() if part.get("behind")}
         assert behind >= {"projector", "auditor"}
         assert min(part["position"] for name, part in seen[-1][1].items() if name != "broker") >= target
-        assert f"ready: {target} entries on the trail" in up.output()
+        await asyncio.to_thread(wait_for, "the word", lambda: f"ready: {target} entries on the trail" in up.output())
 
 
 def readiness(up: UpProcess) -> list[tuple[int, dict[str, dict[str, int]]]]:
@@ -261,7 +261,7 @@ async def test_polls_and_commands_are_served_while_the_projections_catch_up(tmp_
     with running(data) as up:
         assert up.stop() == 0
     async with stopped_broker(data) as nc:
-        await fill(nc, Keyring.open(data), MANY_TASKS // 5)
+        await fill(nc, Keyring.open(data), MANY_TASKS // 2)
     with running(data) as up:
         teller = await fed(up)
         assert teller.commands >= COMMANDS

@@ -53,7 +53,8 @@ STRANGER = "b" * 32
 
 def honest(handle: str, ref: str) -> dict[str, Json]:
     """A body for each action that the service could carry out. Commands have ids of their own in each use."""
-    ana = caller("ana") | {"actors": [{"sub": "agent", "iss": "https://id.example"}]}
+    ana: Any = caller("ana")
+    ana["actors"] = [{"sub": "agent", "iss": "https://id.example"}]
     ana["credential"] |= {"aud": ["a"], "scope": ["s"], "iat": 1, "exp": 2, "amr": ["pwd"], "acr": "1", "kid": "k"}
     ask = {"method": "elicitation/create", "params": {"message": "?", "requestedSchema": {"type": "object"}}}
     work = {"task_ref": ref, "command_id": "c"}

@@ -45,6 +45,12 @@ MIB = 1024 * 1024
 ANA = caller("ana")
 
 pytestmark = pytest.mark.requirement("O1")
+CALM = [
+    HealthCheck.too_slow,
+    HealthCheck.data_too_large,
+    HealthCheck.filter_too_much,
+    HealthCheck.function_scoped_fixture,
+]
 
 
 @pytest_asyncio.fixture
@@ -322,13 +328,33 @@ def test_random_bytes_and_random_json_are_refused(up: UpProcess) -> None:
     with asyncio.Runner() as runner:
         feeder = runner.run(Feeder.connect(up.adapter(), "hostile"))
 
-        @settings(max_examples=300, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(
+            max_examples=300,
+            deadline=None,
+            database=None,
+            suppress_health_check=[
+                HealthCheck.too_slow,
+                HealthCheck.data_too_large,
+                HealthCheck.filter_too_much,
+                HealthCheck.function_scoped_fixture,
+            ],
+        )
         @given(action=st.sampled_from(sorted(ACTIONS)), body=st.binary(max_size=400) | JSON.map(_spelled))
         def refused(action: str, body: bytes) -> None:
             seen = runner.run(answers(feeder, [(action, body)]))
             assert [why for _, why in seen] == ["invalid_request"]
 
-        @settings(max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(
+            max_examples=200,
+            deadline=None,
+            database=None,
+            suppress_health_check=[
+                HealthCheck.too_slow,
+                HealthCheck.data_too_large,
+                HealthCheck.filter_too_much,
+                HealthCheck.function_scoped_fixture,
+            ],
+        )
         @given(action=st.sampled_from(sorted(ACTIONS)), member=JSON, data=st.data())
         def answered(action: str, member: object, data: st.DataObject) -> None:
             body = dict(honest(STRANGER, STRANGER)[action])

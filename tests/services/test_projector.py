@@ -35,9 +35,9 @@ POSITION = f"$KV.{CURRENT}._position"
 
 @pytest.fixture(autouse=True)
 def _attentive(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """It looks after itself at once instead of every second, and its complaints stay out of the report."""
-    monkeypatch.setattr(module, "WATCH_S", 0.05)
-    monkeypatch.setattr(module, "STUCK_AFTER_S", 0.2)
+    """It looks after itself soon instead of every second, and its complaints stay out of the report."""
+    monkeypatch.setattr(module, "WATCH_S", 0.1)
+    monkeypatch.setattr(module, "STUCK_AFTER_S", 1.5)
     caplog.set_level(logging.CRITICAL, "tasktrail")
 
 

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -160,7 +161,7 @@ class Service:
             remedy = (
                 "restore the directory from a backup; tasktrail never makes a missing trail anew"
                 if self.settings.embedded
-                else f"run: tasktrail init --nats {self.settings.nats_url} --data {self.settings.data}"
+                else f"run: tasktrail init --nats {shown(self.settings.nats_url)} --data {self.settings.data}"
             )
             message = f"the streams are not as they should be:\n  {told}\n{remedy}"
             raise NotReady(message)
@@ -292,6 +293,11 @@ class Service:
         dead.stop()
         # On the same port or not at all: everything that is connected looks for it there.
         self.broker = Broker.start(self.settings.data / "nats", binary=self.settings.nats_server, port=dead.port)
+
+
+def shown(urls: str) -> str:
+    """NATS URLs as they may be printed: with `***` for each password."""
+    return re.sub(r"(//[^/@:,]*):[^/@,]*@", r"\1:***@", urls)
 
 
 def make_keys(data: Path, entries: int) -> None:
