@@ -9,12 +9,15 @@ made when they are missing. Nothing runs by itself: what is folded is written by
         clock.advance(60_000)
 """
 
+import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
 import msgspec
 from nats.aio.client import Client
+from nats.errors import Error as NatsError
 from nats.js import JetStreamContext, api
 
 from tasktrail.events.subjects import TRAIL
@@ -33,8 +36,10 @@ from tasktrail.services.states import States
 from tasktrail.testing.memory import Stored
 from tasktrail.testing.scenario import NOW_MS
 
+READ_WITHIN_S = 30.0
 _FETCH = 500
-_READ_S = 10.0
+_FETCH_S = 10.0
+_PAUSE_S = 0.1
 
 
 class Clock:
@@ -112,7 +117,22 @@ async def parts(
 
 
 async def stored(js: JetStreamContext, first: int = 1) -> list[Stored]:
-    """Every message of the trail, from sequence `first` to what is its end now."""
+    """Every message of the trail, from sequence `first` to what is its end now; begun again during an election.
+
+    Raises:
+        nats.errors.Error: the trail cannot be read for `READ_WITHIN_S`.
+    """
+    deadline = time.monotonic() + READ_WITHIN_S
+    while True:
+        try:
+            return await _stored(js, first)
+        except NatsError:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(_PAUSE_S)
+
+
+async def _stored(js: JetStreamContext, first: int) -> list[Stored]:
     last = (await js.stream_info(TRAIL)).state.last_seq
     found: list[Stored] = []
     if first > last:
@@ -121,7 +141,7 @@ async def stored(js: JetStreamContext, first: int = 1) -> list[Stored]:
         deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE,
         opt_start_seq=first,
         ack_policy=api.AckPolicy.NONE,
-        inactive_threshold=_READ_S,
+        inactive_threshold=_FETCH_S,
     )
     subscription = await js.pull_subscribe(">", stream=TRAIL, config=config)
     try:
@@ -133,7 +153,7 @@ async def stored(js: JetStreamContext, first: int = 1) -> list[Stored]:
                     body=one.data,
                     headers=dict(one.headers or {}),
                 )
-                for one in await subscription.fetch(min(_FETCH, last), timeout=_READ_S)
+                for one in await subscription.fetch(min(_FETCH, last), timeout=_FETCH_S)
             ]
     finally:
         await subscription.unsubscribe()

@@ -194,3 +194,12 @@ def test_the_services_parts_and_the_servers_are_callers_of_their_own() -> None:
         iss="tasktrail", sub="server:reports", kind=PrincipalKind.MACHINE, level=Level.ASSERTED
     )
     assert server.request == Request(method="work/report", server="reports")
+
+
+@pytest.mark.requirement("A1")
+def test_a_credential_that_names_nobody_holds_no_task() -> None:
+    """It would be bound as an anonymous caller is, and each could open the other's tasks."""
+    _, refused = caller_authority(Caller(credential=FACTS), Call(method="tools/call"), CONNECTED, Settings())
+    assert refused is Rule.NOBODY
+    named = Caller(client_id="cli", credential=FACTS)
+    assert caller_authority(named, Call(method="tools/call"), CONNECTED, Settings())[1] is None

@@ -79,6 +79,8 @@ def _kind(caller: Caller) -> PrincipalKind:
 def _tenant(caller: Caller, settings: Settings) -> tuple[str, Rule | None]:
     if _presented(caller) is None:
         return settings.default_tenant, None if settings.anonymous else Rule.ANONYMOUS
+    if not (caller.iss or caller.sub or caller.client_id):
+        return settings.default_tenant, Rule.NOBODY  # it would be bound as an anonymous caller is
     if not settings.tenants:
         return settings.default_tenant, None
     tenant = settings.tenants.get(caller.iss)

@@ -30,6 +30,7 @@ class Rule(StrEnum):
     EXPIRED = "handle-expired"
     ISSUER = "issuer-has-no-tenant"
     ANONYMOUS = "anonymous-not-allowed"
+    NOBODY = "credential-names-nobody"
     OTHER_SERVER = "other-server-runs-task"
     REFUSED_BY_SERVER = "refused-by-mcp-server"
 
