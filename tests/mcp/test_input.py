@@ -25,7 +25,7 @@ def accept(**content: object) -> dict[str, Any]:
 
 
 SAMPLE = {"role": "assistant", "model": "m", "content": {"type": "text", "text": "plum"}, "stopReason": "endTurn"}
-ROOTS = {"roots": [{"uri": "file:///home/ana", "name": "home"}]}
+ROOTS = {"roots": [{"uri": "file:///srv/ana", "name": "home"}]}
 
 
 async def asked(client: Client, task_id: str, count: int = 1) -> dict[str, Any]:
@@ -80,7 +80,7 @@ async def test_a_question_is_asked_and_its_answer_reaches_the_tool(
     [
         ("sends_to", "elicitation/create", {"action": "accept"}, "accept"),
         ("samples", "sampling/createMessage", SAMPLE, "plum"),
-        ("lists_roots", "roots/list", ROOTS, "file:///home/ana"),
+        ("lists_roots", "roots/list", ROOTS, "file:///srv/ana"),
     ],
 )
 async def test_every_kind_of_request_can_be_asked(
@@ -168,7 +168,7 @@ async def test_an_answer_that_does_not_fit_is_refused_and_recorded(place: Place,
         ("samples", {**SAMPLE, "content": []}),
         ("samples", {**SAMPLE, "content": {"type": "text"}}),
         ("lists_roots", {"roots": [{"uri": 5}]}),
-        ("lists_roots", {"roots": ["file:///home"]}),
+        ("lists_roots", {"roots": ["file:///srv"]}),
     ],
     ids=str,
 )

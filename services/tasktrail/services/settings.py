@@ -127,7 +127,7 @@ def _convert(values: dict[str, Any]) -> Settings:
         if kind is Path:
             return Path(str(value))
         message = f"{kind} is not a setting's type"
-        raise NotImplementedError(message)
+        raise TypeError(message)
 
     try:
         return msgspec.convert(values, Settings, strict=False, dec_hook=path)
