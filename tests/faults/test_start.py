@@ -22,6 +22,7 @@ from tasktrail.services.connection import Connection
 from tasktrail.services.trail import desired
 from tasktrail.testing.feeding import Feeder, caller, creation
 from tasktrail.testing.nats import NatsServer
+from tasktrail.testing.rebuild import Book
 from tasktrail.testing.service import UpProcess
 
 WITHIN_S = 60.0
@@ -77,6 +78,30 @@ async def test_an_external_server_is_used_only_after_init_and_the_refusal_says_t
         assert up.stop() == 0
     again = command(*words)
     assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.requirement("O1")
+async def test_a_second_up_with_an_external_server_is_refused_and_leaves_no_gap(
+    fresh_nats: NatsServer, tmp_path: Path
+) -> None:
+    """Issue "main job": a second `up` on the same data is refused clearly; nothing of it is on the trail."""
+    data, nats_url = tmp_path / "data", fresh_nats.url
+    assert command("init", "--nats", nats_url, "--data", data).returncode == 0
+    with UpProcess(data, "--nats", nats_url) as up:
+        second = UpProcess(data, "--nats", nats_url)
+        second.log = tmp_path / "second.log"
+        assert second.spawn().wait(WITHIN_S) == UNAVAILABLE
+        assert str(up.pid) in second.output(), second.output()
+        up.wait_until_ready()
+        assert up.stop() == 0
+    with UpProcess(data, "--nats", nats_url) as up:
+        nc = await Connection.from_text(nats_url).connect("reader")
+        book = Book()
+        await book.read(nc)
+        await nc.close()
+        assert up.stop() == 0
+    events = [type(event).__name__ for _, entry in book.entries.values() for event in entry.events]
+    assert (book.faults, events) == ([], ["KeyActivated"])
 
 
 @pytest.mark.requirement("O1")

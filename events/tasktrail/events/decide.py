@@ -99,9 +99,14 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RespondToInput(Command, frozen=True, kw_only=True):
-    """The client answers some of the outstanding requests."""
+    """The client answers some of the outstanding requests.
+
+    `said` stands for the answers as they came (a keyed digest): `answers` is how they looked in the task's state then,
+    so a repeat of the command is known by `said` alone.
+    """
 
     answers: tuple[Answer, ...]
+    said: str = ""
 
 
 class CompleteTask(Command, frozen=True, kw_only=True):

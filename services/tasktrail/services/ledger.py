@@ -26,7 +26,7 @@ from nats.js.errors import APIError, NoStreamResponseError
 
 from tasktrail.events import entry as entries
 from tasktrail.events.authority import Authority, Trigger
-from tasktrail.events.decide import CreateTask, TaskCommand, decide
+from tasktrail.events.decide import CreateTask, RespondToInput, TaskCommand, decide
 from tasktrail.events.entry import EXPECTED, KEY_ID, MSG_ID, SIGNATURE, Entry
 from tasktrail.events.errors import (
     CommandReused,
@@ -403,4 +403,7 @@ def _passing(error: APIError) -> bool:
 
 def command_digest(command: TaskCommand) -> str:
     """What tells a repeat of a command from another with its id: SHA-256 over it without its time, 32 hex digits."""
-    return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(command, at_ms=0))).hexdigest()[:32]
+    said = msgspec.structs.replace(command, at_ms=0)
+    if isinstance(said, RespondToInput) and said.said:
+        said = msgspec.structs.replace(said, answers=())
+    return hashlib.sha256(msgspec.json.encode(said)).hexdigest()[:32]

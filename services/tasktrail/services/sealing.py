@@ -54,9 +54,13 @@ class TaskKey:
         self._cipher = AESGCM(both[:KEY_BYTES])
         self._mac_key = both[KEY_BYTES:]
 
+    def mac(self, plaintext: bytes) -> str:
+        """What tells one text of this task from another, to who holds the key alone: HMAC-SHA256 in hex."""
+        return hmac.digest(self._mac_key, plaintext, "sha256").hex()
+
     def seal(self, name: str, scope: str, plaintext: bytes) -> tuple[Commitment, bytes]:
         """Seal one payload; `scope` is the entry that will hold it. Returns its commitment and its blob."""
-        mac = hmac.digest(self._mac_key, plaintext, "sha256").hex()
+        mac = self.mac(plaintext)
         nonce = hmac.digest(self._mac_key, b"nonce\0" + framed(name, scope, mac), "sha256")[:_NONCE_BYTES]
         blob = nonce + self._cipher.encrypt(nonce, plaintext, framed(self.ref, name))
         return Commitment(name=name, sha256=hashlib.sha256(blob).hexdigest(), mac=mac, size=len(blob)), blob

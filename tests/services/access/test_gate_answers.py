@@ -98,3 +98,16 @@ async def test_cancelling_what_is_finished_is_answered_and_changes_nothing(rig: 
     assert await rig.cancel(made.task_id) == messages.Done()
     assert (await rig.get(made.task_id)).status is Status.COMPLETED
     assert (await rig.entries("task"))[-1].command == "CancelTask"
+
+
+@pytest.mark.requirement("L7")
+async def test_a_refused_update_sent_again_later_is_still_the_refusal_it_was(rig: Rig) -> None:
+    """A repeat is known by what came, not by how it looks in a state that has moved on meanwhile."""
+    made = await rig.create()
+    await rig.ask(made.task_ref, "a")
+    with pytest.raises(InvalidAnswer):
+        await rig.update(made.task_id, {"a": {"action": "maybe"}}, made="first")
+    await rig.update(made.task_id, {"a": accept(name="Luca")}, made="second")
+    with pytest.raises(InvalidAnswer):
+        await rig.update(made.task_id, {"a": {"action": "maybe"}}, made="first")
+    assert len(await rig.entries("task")) == 4

@@ -8,6 +8,7 @@ shown or changed is on the trail first.
 """
 
 import hashlib
+import json
 
 import msgspec
 
@@ -123,8 +124,10 @@ class Gate:
         if len(said.answers) > ANSWERS_MAX:
             message = f"{len(said.answers)} answers at once; the maximum is {ANSWERS_MAX}"
             raise InvalidRequest(message)
+        came = json.dumps(said.answers, default=repr).encode()  # whatever it is: what of it is no JSON is refused below
         checked, blobs, faults = await self._checked(opened.state, said)
-        command = decide.RespondToInput(id=said.command_id, answers=checked)
+        key = await self._payloads.vault.key(opened.state.task_ref)
+        command = decide.RespondToInput(id=said.command_id, answers=checked, said=key.mac(came))
         done = await self._ledger.submit(opened.state.tenant, opened.state.task_ref, command, opened.authority, blobs)
         if done.outcome is Outcome.REFUSED and done.reason == "invalid_answer":
             told = "; ".join(f"{key!r}: {why}" for key, why in faults.items()) or "an answer does not fit its request"
@@ -147,10 +150,11 @@ class Gate:
                 digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
                 checked.append(decide.Answer(key_sha256=digest))
                 continue
-            fault = ""
-            if asked.response is None:  # an answered one is sealed like the first time: a repeat has the same digest
-                request = msgspec.convert(await self._payloads.open(state, asked.request), InputAsk)
-                fault = answers.fault(asked.method, request.params, answer)
+            if asked.response is not None:
+                checked.append(decide.Answer(key=name))
+                continue
+            request = msgspec.convert(await self._payloads.open(state, asked.request), InputAsk)
+            fault = answers.fault(asked.method, request.params, answer)
             if fault:
                 faults[name] = fault
                 checked.append(decide.Answer(key=name, fault=fault))
