@@ -33,7 +33,7 @@ from tasktrail.events.errors import (
     TaskNotFound,
     TooLarge,
 )
-from tasktrail.events.facts import ResultDisclosed, Status
+from tasktrail.events.facts import ResultDisclosed, Status, TaskSupport
 from tasktrail.events.subjects import KEYS, key_subject
 from tasktrail.services import messages
 from tasktrail.services.sealing import SealError, Vault
@@ -328,3 +328,19 @@ async def test_what_the_mcp_server_turned_away_itself_is_recorded(rig: Rig) -> N
     ((tenant, _, event),) = await rig.denials()
     assert (tenant, event.code, event.refs) == ("acme", -32020, {made.task_ref: 1})
     assert event.reasons == {"refused-by-mcp-server": 1}
+
+
+@pytest.mark.requirement("L4")
+async def test_a_forbidden_tool_makes_no_task_and_a_polling_wish_is_bounded(rig: Rig) -> None:
+    """The recorded rule: a tool whose task support is optional or required may run as a task."""
+    said = messages.CreateTask(
+        caller=ANA, call=call("tools/call"), command_id="f", tool="t", task_support=TaskSupport.FORBIDDEN
+    )
+    with pytest.raises(InvalidRequest, match="forbidden as a task"):
+        await rig.one.gate.create(said, CHANNEL)
+    assert await rig.entries("task") == []
+    for wish, granted in ((1, 50), (10**12, 600_000), (700, 700)):
+        asked = msgspec.structs.replace(
+            said, task_support=TaskSupport.OPTIONAL, command_id=str(wish), poll_interval_ms=wish
+        )
+        assert (await rig.one.gate.create(asked, CHANNEL)).poll_interval_ms == granted

@@ -15,7 +15,7 @@ import msgspec
 from tasktrail.events import decide
 from tasktrail.events.authority import Authority, Binding, BindingCheck, differences, identity
 from tasktrail.events.errors import InvalidAnswer, InvalidRequest, NotAuthorised, TaskNotFound
-from tasktrail.events.facts import Commitment, SubscriptionClosed, SubscriptionOpened
+from tasktrail.events.facts import Commitment, SubscriptionClosed, SubscriptionOpened, TaskSupport
 from tasktrail.events.subjects import entry_id, is_task_id
 from tasktrail.events.task import Outcome, Task
 from tasktrail.projections.current import State
@@ -32,6 +32,7 @@ from tasktrail.services.settings import Settings
 from tasktrail.services.states import States
 
 ANSWERS_MAX = 64
+POLL_INTERVAL_LEAST_MS, POLL_INTERVAL_MOST_MS = 50, 600_000
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +60,9 @@ class Gate:
 
     async def create(self, said: messages.CreateTask, channel: Channel) -> TaskView:
         """Make a task; when this returns, every replica resolves its handle (SEP-2663, Task Creation)."""
+        if said.task_support is TaskSupport.FORBIDDEN:
+            message = f"tool {said.tool!r} is forbidden as a task; call it synchronously"
+            raise InvalidRequest(message)
         authority = await self._admit(said.caller, said.call, channel)
         binding = identity(authority)
         handle = self._keyring.task_id(channel.server, *_members(binding), said.command_id)
@@ -85,7 +89,7 @@ class Gate:
             client_features=said.client_features,
             requested_ttl_ms=said.ttl_ms,
             granted_ttl_ms=self._granted(said.ttl_ms),
-            poll_interval_ms=said.poll_interval_ms or self._settings.poll_interval_ms,
+            poll_interval_ms=self._polled_every(said.poll_interval_ms),
             handle=sealed_handle,
             arguments=arguments,
         )
@@ -94,6 +98,12 @@ class Gate:
         if done.repeated:  # by now it may have a result to disclose, or be over
             return await self._show(await self._open(handle, said.caller, said.call, channel), said.call.method)
         return await self._view(done.state, handle)
+
+    def _polled_every(self, wished: int | None) -> int:
+        """The polling interval suggested: the tool's wish within bounds, else the setting."""
+        if wished is None or wished <= 0:
+            return self._settings.poll_interval_ms
+        return max(POLL_INTERVAL_LEAST_MS, min(wished, POLL_INTERVAL_MOST_MS))
 
     def _granted(self, wished: int | None) -> int:
         """The receiver's time to live: the wish when it is sensible, capped; the default when there is none."""
