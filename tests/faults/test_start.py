@@ -70,12 +70,12 @@ async def test_an_external_server_is_used_only_after_init_and_the_refusal_says_t
     assert (done.returncode, done.stderr) == (0, "")
     assert set(await streams(fresh_nats)) == set(desired())
     with UpProcess(data, "--nats", fresh_nats.url) as up:
-        assert fresh_nats.broker.password not in up.output()
         feeder = await Feeder.connect(Connection.from_text(fresh_nats.url), "reports")
         view = await feeder.settled("create", creation(caller("ana"), "c-1"))
         await feeder.close()
         assert view["status"] == "working"
         assert up.stop() == 0
+        assert fresh_nats.broker.password not in up.output()
     again = command(*words)
     assert again.returncode == 0, again.stderr
 

@@ -29,7 +29,7 @@ from tasktrail.services.http.app import create_app
 from tasktrail.services.http.edge import Hosts
 from tasktrail.services.http.server import Server
 from tasktrail.services.reading import Reading
-from tasktrail.services.service import ADAPTER_FILE, Service, make_keys
+from tasktrail.services.service import ADAPTER_FILE, Service, make_keys, shown
 from tasktrail.services.settings import Settings
 
 EXIT_OK, EXIT_FAILED, EXIT_UNAVAILABLE = 0, 1, 3
@@ -47,7 +47,7 @@ def run(settings: Settings, *, demo: bool = False) -> int:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"tasktrail: {error}", markup=False)
         return EXIT_UNAVAILABLE
     except OSError as error:
-        place = settings.nats_url or settings.data
+        place = shown(settings.nats_url) or settings.data
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"tasktrail: {place}: {error}", markup=False)
         return EXIT_UNAVAILABLE
 
@@ -91,8 +91,8 @@ async def _until_stopped(service: Service, stopping: asyncio.Event, console: Con
 
 
 def _introduce(console: Console, settings: Settings, service: Service, server: Server) -> None:
-    where = service.broker.url if service.broker else settings.nats_url
-    target = str(settings.data / ADAPTER_FILE) if service.broker else settings.nats_url
+    where = service.broker.url if service.broker else shown(settings.nats_url)
+    target = str(settings.data / ADAPTER_FILE) if service.broker else shown(settings.nats_url)
     command = "uv run tasktrail" if "UV" in os.environ else "tasktrail"
     lines = [
         f"tasktrail {version('tasktrail')}",
@@ -150,7 +150,7 @@ def init(settings: Settings) -> int:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"tasktrail: {error}", markup=False)
         return EXIT_UNAVAILABLE
     except OSError as error:
-        message = f"tasktrail: no NATS server answers at {settings.nats_url}: {error}"
+        message = f"tasktrail: no NATS server answers at {shown(settings.nats_url)}: {error}"
         Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
         return EXIT_UNAVAILABLE
 
