@@ -19,6 +19,9 @@ from tasktrail.services.connection import Connection
 
 _log = logging.getLogger(__name__)
 
+PING_S, PINGS_MAX = 1, 2
+"""nats-py stops reading for good, without a word, at a message whose subject is no UTF-8: unanswered pings tell."""
+
 
 class RawCodec:
     """Handlers get the message itself, its body as it came."""
@@ -59,6 +62,8 @@ def make_bus(connection: Connection) -> NatsBroker:
         name="tasktrail",
         inbox_prefix=connection.inbox_prefix or DEFAULT_INBOX_PREFIX.decode(),
         max_reconnect_attempts=-1,
+        ping_interval=PING_S,
+        max_outstanding_pings=PINGS_MAX,
         reconnect_time_wait=connection.reconnect_wait_s,  # type: ignore[arg-type]  # nats-py takes fractions of a second
         logger=None,
         error_cb=_complain,

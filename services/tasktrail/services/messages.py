@@ -20,6 +20,8 @@ SIGNALS = "tasktrail.signal"
 
 Text = Annotated[str, msgspec.Meta(max_length=512)]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+Number = Annotated[int, msgspec.Meta(ge=1 - 2**53, le=2**53 - 1)]
+"""An integer that every reader of the trail holds exactly, and every column of the audit store."""
 Words = Annotated[tuple[Text, ...], msgspec.Meta(max_length=64)]
 HANDLE_MAX = 4096
 Handle = Annotated[str, msgspec.Meta(max_length=HANDLE_MAX)]
@@ -36,14 +38,14 @@ class CredentialFacts(Said, frozen=True, kw_only=True):
 
     method: Method
     verified_by_tasktrail: bool = False
-    verified_at_ms: int = 0
+    verified_at_ms: Number = 0
     token_hash: Text = ""
     jti: Text = ""
     aud: Words = ()
     scope: Words = ()
-    iat: int = 0
-    exp: int = 0
-    auth_time: int = 0
+    iat: Number = 0
+    exp: Number = 0
+    auth_time: Number = 0
     acr: Text = ""
     amr: Words = ()
     kid: Text = ""
@@ -91,8 +93,8 @@ class CreateTask(Said, frozen=True, kw_only=True):
     task_support: TaskSupport
     client_extensions: Words = ()
     client_features: Words = ()
-    ttl_ms: int | None = None
-    poll_interval_ms: int | None = None
+    ttl_ms: Number | None = None
+    poll_interval_ms: Number | None = None
     arguments: Json = None
 
 
@@ -137,7 +139,7 @@ class UnwatchTask(Said, frozen=True, kw_only=True):
     caller: Caller
     call: Call
     task_id: Handle
-    pushes: int
+    pushes: Number
     reason: Word
 
 
@@ -146,7 +148,7 @@ class ReportRefusal(Said, frozen=True, kw_only=True):
 
     caller: Caller
     call: Call
-    code: int
+    code: Number
     reason: Word
     task_id: Handle = ""
 
@@ -217,7 +219,7 @@ class LoseWorker(Said, frozen=True, kw_only=True):
 class RpcError(Said, frozen=True, kw_only=True):
     """A JSON-RPC 2.0 error object."""
 
-    code: int
+    code: Number
     message: str
     data: Json = None
 

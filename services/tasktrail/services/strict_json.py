@@ -14,6 +14,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any, NoReturn, TypeVar, cast
 
 import msgspec
@@ -31,6 +32,8 @@ _INTEGER_DIGITS = len(str(INTEGER_MAX))
 _BIG_NUMBER = re.compile(rb"[0-9](?:[0-9]{%d}|[eE])" % (_INTEGER_DIGITS - 1))
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _CURLY_TO_SQUARE = bytes.maketrans(b"{}", b"[]")
+_STEPS = bytes.maketrans(b"[]", b"\x01\xff")  # +1 and -1 as signed bytes
+_ROUNDS = 4
 
 T = TypeVar("T")
 
@@ -120,13 +123,12 @@ def _too_deep(body: bytes, depth_max: int) -> bool:
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     outside = b"".join(body.split(b'"')[::2])
     brackets = outside.translate(_CURLY_TO_SQUARE, _NOT_BRACKETS)
-    # Each round removes the innermost pairs, so the rounds count the levels.
-    for _ in range(depth_max):
-        fewer = brackets.replace(b"[]", b"")
-        if len(fewer) == len(brackets):
-            break
-        brackets = fewer
-    return brackets.count(b"[") > (depth_max if b"[]" not in brackets else 0)
+    levels = 0
+    # Most bodies are shallow: each round takes the innermost level away. What is left is added up, once.
+    while levels < _ROUNDS and b"[]" in brackets:
+        brackets, levels = brackets.replace(b"[]", b""), levels + 1
+    steps = memoryview(brackets.translate(_STEPS)).cast("b")
+    return max(accumulate(steps), default=0) + levels > depth_max
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
