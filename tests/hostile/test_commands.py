@@ -19,10 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from nats.js.errors import NotFoundError
 
+from tasktrail.events.subjects import CURRENT
 from tasktrail.services.commands import LARGE_BYTES
 from tasktrail.services.connection import Connection
 from tasktrail.services.messages import ACTIONS, HANDLE_MAX
+from tasktrail.services.trail import KV_STREAM
 from tasktrail.testing.feeding import Feeder, Json, Refused, asked, caller, creation
 from tasktrail.testing.nats import settle
 from tasktrail.testing.rebuild import Book
@@ -57,6 +61,18 @@ CALM = [
 async def task(feeder: Feeder) -> AsyncIterator[Json]:
     """A task that hostile requests may name."""
     yield await feeder.settled("create", creation(ANA, f"victim-{time.monotonic_ns()}"))
+
+
+async def projected(js: JetStreamContext, ref: str) -> None:
+    """Wait until the bucket holds the task's state."""
+    async with asyncio.timeout(ANSWER_WITHIN_S):
+        while True:
+            try:
+                await js.get_last_msg(KV_STREAM, f"$KV.{CURRENT}.{ref}")
+            except NotFoundError:
+                await asyncio.sleep(0.01)
+            else:
+                return
 
 
 async def answers(feeder: Feeder, requests: Iterable[tuple[str, Json | bytes]]) -> list[tuple[Any, str]]:
@@ -214,6 +230,7 @@ async def test_an_answer_goes_to_no_subject_that_the_asker_may_not_publish_on(up
     """Design section 1, promise 2: the service may publish everywhere; no reply subject must make it do so."""
     made = await feeder.settled("create", creation(ANA, "deputy"))
     nc = await up.admin().connect("reader")
+    await projected(nc.jetstream(), made["task_ref"])  # afterwards nothing but a wrong answer comes on these subjects
     book = Book()
     targets = (
         f"trail.1.task.default.{made['task_ref']}",
