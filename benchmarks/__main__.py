@@ -1,6 +1,7 @@
-"""`python -m benchmarks`: every comparison in one run.
+"""`python -m benchmarks`: every comparison in one run; `answers` and `revocation` are measurements of their own.
 
 python -m benchmarks [--json] [--quick] [--only NAME] [--data DIR]
+python -m benchmarks answers|revocation [--json] [--quick] [--data DIR]
 """
 
 import argparse
@@ -16,7 +17,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import append, over_http
+from benchmarks import answers, append, over_http, revocation
 from benchmarks.conditions import observe
 from benchmarks.document import FORMAT, Case, Document
 from benchmarks.rounds import Plan, Planned, compare
@@ -90,8 +91,15 @@ def _show(document: Document) -> None:
 
 def main() -> int:
     """Measure and print."""
+    own = {"answers": answers.main, "revocation": revocation.main}.get(sys.argv[1] if len(sys.argv) > 1 else "")
+    if own is not None:
+        return own(sys.argv[2:])
     names = ", ".join(name for group, _ in _GROUPS for name in group)
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="tasktrail beside what it stands on")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="tasktrail beside what it stands on",
+        epilog="of their own: `answers`, answer times by kind of handle; `revocation`, how soon one holds",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document (docs/performance.md)")
     parser.add_argument("--quick", action="store_true", help="see that everything works; the figures mean nothing")
     parser.add_argument("--only", default="", metavar="NAME", help=f"cases whose name begins so: {names}")

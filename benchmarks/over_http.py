@@ -11,6 +11,7 @@ process; `connected` reaches a tasktrail in another process over NATS. Callers a
 import asyncio
 import contextlib
 import itertools
+import os
 import sys
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
@@ -20,9 +21,11 @@ import httpx
 import psutil
 from mcp_types import CLIENT_CAPABILITIES_META_KEY, CLIENT_INFO_META_KEY, PROTOCOL_VERSION_META_KEY
 
+from benchmarks.conditions import LIMITS_LIFTED
 from benchmarks.rounds import Planned, Question
 from tasktrail.mcp.wire import EXTENSION
 
+CONFIGURATION = "benchmark.toml"
 IN_FLIGHT = (1, 16)
 POLLED = 32
 """Tasks that `get` asks for in turn."""
@@ -189,10 +192,11 @@ class Life(_Operation):
 async def mcp_cases(directory: Path) -> AsyncGenerator[list[Planned]]:
     """The cases, with the servers they need started."""
     async with contextlib.AsyncExitStack() as stack:
-        bare = await _started(stack, "bare", directory)
-        embedded = await _started(stack, "embedded", directory / "embedded")
-        service = await _started(stack, "service", directory / "connected")
-        connected = await _started(stack, "connected", Path(service.where))
+        (directory / CONFIGURATION).write_text(LIMITS_LIFTED, encoding="utf-8")
+        bare = await _started(stack, "bare", directory, directory)
+        embedded = await _started(stack, "embedded", directory / "embedded", directory)
+        service = await _started(stack, "service", directory / "connected", directory)
+        connected = await _started(stack, "connected", Path(service.where), directory)
         ends = {
             "bare": await _endpoint(stack, bare.where, bare),
             "embedded": await _endpoint(stack, embedded.where, embedded),
@@ -225,13 +229,14 @@ async def _endpoint(stack: contextlib.AsyncExitStack, url: str, *under_test: _Pr
     return endpoint
 
 
-async def _started(stack: contextlib.AsyncExitStack, kind: str, place: Path) -> _Process:
+async def _started(stack: contextlib.AsyncExitStack, kind: str, place: Path, directory: Path) -> _Process:
     """A process of `benchmarks.server`, ended with the stack."""
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "benchmarks.server", kind, str(place)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "TASKTRAIL_CONFIG": str(directory / CONFIGURATION)},
     )
     stack.push_async_callback(_end, child)
     if child.stdout is None:

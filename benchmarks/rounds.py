@@ -81,8 +81,8 @@ class _Tally:
         return Figures(
             ops=len(done),
             ops_per_s=round(statistics.median(self.rates), 1),
-            p50_ms=round(_percentile(done, 0.50) * 1000, 3),
-            p99_ms=round(_percentile(done, 0.99) * 1000, 3),
+            p50_ms=round(percentile(done, 0.50) * 1000, 3),
+            p99_ms=round(percentile(done, 0.99) * 1000, 3),
             cpu_ms_per_op=round((self.cpu_s + self.broker_cpu_s) / len(done) * 1000, 3),
             broker_cpu_ms_per_op=round(self.broker_cpu_s / len(done) * 1000, 3),
         )
@@ -162,6 +162,6 @@ def _ratio(rates: Sequence[float], baseline: Sequence[float]) -> Ratio:
     )
 
 
-def _percentile(ordered: Sequence[float], share: float) -> float:
+def percentile(ordered: Sequence[float], share: float) -> float:
     """The nearest rank."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

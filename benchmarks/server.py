@@ -25,7 +25,7 @@ from starlette.applications import Starlette
 from benchmarks.bare import BareTasks
 from tasktrail.mcp.extension import Tasks
 from tasktrail.services.service import ADAPTER_FILE, Service
-from tasktrail.services.settings import Settings
+from tasktrail.services.settings import load
 
 TOOLS: tuple[str, ...] = ("park", "ask")
 _READ_BYTES = 1024
@@ -105,7 +105,7 @@ class _Server(uvicorn.Server):
 async def _serve(kind: str, place: Path) -> None:
     async with _until_input_ends() as ended:
         if kind == "service":
-            service = Service(Settings(data=place))
+            service = Service(load(os.environ, data=place))
             await service.start()
             _ready(str(place / ADAPTER_FILE))
             await ended.wait()

@@ -102,7 +102,7 @@ async def uncompressed(up: UpProcess) -> None:
         made = await JetStreamContext(nc).streams_info()
     finally:
         await nc.close()
-    assert len(made) == 4
+    assert len(made) == 5
     assert {str(info.config.compression or "none").rpartition(".")[2].lower() for info in made} == {"none"}
 
 

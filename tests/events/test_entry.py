@@ -116,13 +116,13 @@ def test_each_event_round_trips(name: str) -> None:
 @pytest.mark.parametrize("at_ms", [None, 7])
 def test_an_event_of_a_newer_version_is_kept_as_written_and_changes_nothing(at_ms: int | None) -> None:
     """Design section 5: an unknown `type` read from the trail is kept and shown, never dropped."""
-    newer = {"type": "HandleRevoked", "why": {"deep": [1, 2.50, "ü"]}} | ({} if at_ms is None else {"at_ms": at_ms})
+    newer = {"type": "HandleLent", "why": {"deep": [1, 2.50, "ü"]}} | ({} if at_ms is None else {"at_ms": at_ms})
     body = json.loads(encode(an_entry()))
     body["events"].append(newer)
     first, second = decode(json.dumps(body).encode()).events
     assert first == created()
     assert isinstance(second, UnknownEvent)
-    assert (second.type, second.at_ms) == ("HandleRevoked", at_ms or 0)
+    assert (second.type, second.at_ms) == ("HandleLent", at_ms or 0)
     assert json.loads(bytes(second.raw)) == newer
     task = evolve(None, created())
     assert evolve(task, second) == task

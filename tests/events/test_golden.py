@@ -50,8 +50,10 @@ def test_there_is_a_golden_history() -> None:
 @pytest.mark.requirement("T1")
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_golden_history_leads_to_the_states_it_led_to(release: str) -> None:
-    """Style 10."""
+    """Style 10. What is compared is the states, not the format in which the bucket of that release held them."""
     wanted = json.loads((GOLDEN / f"{release}.states.json").read_bytes())
+    for state in wanted.values():
+        del state["format"]
     found = json.loads(msgspec.json.encode(replayed(release)))
     assert found.keys() == wanted.keys()
     assert missing(found, wanted) == []

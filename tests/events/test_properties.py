@@ -8,24 +8,41 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasktrail.events.authority import Standing
 from tasktrail.events.decide import (
     Answer,
     Ask,
     CancelTask,
+    ChangeAuthority,
     CompleteTask,
     ExpireTask,
     FailTask,
+    GiveGrant,
+    Governing,
     LoseWorker,
+    PlaceHold,
+    ReleaseHold,
     ReportStatus,
     RequestInput,
     RespondToInput,
+    RevokeHandle,
+    ShredPayload,
     StopTask,
     TaskCommand,
+    WithdrawGrant,
     decide,
 )
 from tasktrail.events.entry import decode, encode, leaf_hash
 from tasktrail.events.errors import ChainBroken
-from tasktrail.events.facts import CommandRefused, InputRequested, TaskEvent
+from tasktrail.events.facts import (
+    CommandRefused,
+    HoldPlaced,
+    HoldReleased,
+    InputRequested,
+    PayloadShredded,
+    TaskEvent,
+    TaskExpired,
+)
 from tasktrail.events.subjects import task_ref
 from tasktrail.events.task import OnTask, Task, apply, evolve, replay
 from tasktrail.testing.memory import MemoryTrail
@@ -57,12 +74,29 @@ commands: st.SearchStrategy[TaskCommand] = st.one_of(
     st.builds(ExpireTask, **fixed),
     st.builds(LoseWorker, cause=st.just("lease"), error=payloads, code=st.just(-1), **fixed),
 )
+rules = {"reason": st.just("r"), **fixed}
+names = st.sampled_from(["one", "two"])
+people = st.sampled_from(["olga", "omar"])
+governing: st.SearchStrategy[Governing] = st.one_of(
+    st.builds(ChangeAuthority, standing=st.sampled_from(Standing), until_s=st.integers(0, 2**40), **fixed),
+    st.builds(RevokeHandle, **rules),
+    st.builds(GiveGrant, grant=names, to=st.just(ANA), rights=st.just(("get",)), **rules),
+    st.builds(WithdrawGrant, grant=names, **rules),
+    st.builds(PlaceHold, hold=names, by=people, **rules),
+    st.builds(ReleaseHold, hold=names, by=people, **rules),
+    st.builds(ShredPayload, **rules),
+)
+commands = commands | governing
 steps = st.lists(st.tuples(commands, st.sampled_from([0, 1, 1_000, TTL_MS])), max_size=25)
+
+
+RETENTION_MS = {"completed": 2_000, "failed": 0, "cancelled": TTL_MS * 2}
 
 
 def run(sequence: list[tuple[TaskCommand, int]]) -> tuple[list[Task], list[TaskEvent]]:
     """Commands in order, each so many milliseconds after the one before: the states and the events."""
-    at_ms, tasks, events = NOW_MS, [replay(decide(create(at_ms=NOW_MS), None))], [*decide(create(at_ms=NOW_MS), None)]
+    made = decide(create(at_ms=NOW_MS, retention_ms=RETENTION_MS), None)
+    at_ms, tasks, events = NOW_MS, [replay(made)], [*made]
     for number, (command, later_ms) in enumerate(sequence):
         at_ms += later_ms
         task = tasks[-1]
@@ -90,12 +124,59 @@ def test_a_terminal_status_is_never_left_and_last_updated_moves_with_what_is_sho
         if visible(after) == visible(before):
             assert after.last_updated_at_ms == before.last_updated_at_ms
         assert after.last_updated_at_ms >= before.last_updated_at_ms
-        assert before.expired_at_ms is None or after == before
-        assert (after.binding, after.expires_at_ms, after.handle) == (
-            before.binding,
-            before.expires_at_ms,
-            before.handle,
-        )
+        assert before.expired_at_ms is None or visible(after) == visible(before)
+        assert (after.binding, after.handle, after.retention_ms) == (before.binding, before.handle, before.retention_ms)
+
+
+@pytest.mark.requirement("P1", "P2")
+@given(steps)
+def test_no_time_to_live_is_ever_extended_and_only_the_end_of_the_task_shortens_it(
+    sequence: list[tuple[TaskCommand, int]],
+) -> None:
+    """Features P1, P2: never extended; retention counts from the end."""
+    tasks, _ = run(sequence)
+    for before, after in itertools.pairwise(tasks):
+        assert after.ttl_ms == after.expires_at_ms - after.created_at_ms
+        assert after.expires_at_ms <= before.expires_at_ms
+        if before.status.terminal or not after.status.terminal:
+            assert after.expires_at_ms == before.expires_at_ms
+        else:
+            kept_ms = RETENTION_MS[after.status]
+            assert after.expires_at_ms == min(before.expires_at_ms, after.last_updated_at_ms + kept_ms)
+
+
+@pytest.mark.requirement("A2", "A9", "R3")
+@given(steps)
+def test_commands_that_govern_a_task_never_move_it(sequence: list[tuple[TaskCommand, int]]) -> None:
+    """Who may use a task, and how long its payloads are kept, is no status of it."""
+    tasks, _ = run(sequence)
+    for (command, _), (before, after) in zip(sequence, itertools.pairwise(tasks), strict=True):
+        if isinstance(command, Governing):
+            assert visible(after) == visible(before)
+            assert (after.last_updated_at_ms, after.expires_at_ms) == (before.last_updated_at_ms, before.expires_at_ms)
+        else:
+            governed = ("standing", "until_s", "grants", "holds", "revoked_at_ms", "shredded_at_ms")
+            assert [getattr(after, name) for name in governed] == [getattr(before, name) for name in governed]
+
+
+@pytest.mark.requirement("R2", "R3")
+@given(steps)
+def test_payloads_are_shredded_once_after_the_end_and_never_while_held(sequence: list[tuple[TaskCommand, int]]) -> None:
+    """Feature R3: a hold wins, and whoever placed it does not release it."""
+    _, events = run(sequence)
+    held: dict[str, str] = {}
+    gone, shredded = False, 0
+    for event in events:
+        if isinstance(event, HoldPlaced):
+            held[event.hold] = event.by
+        elif isinstance(event, HoldReleased):
+            assert held.pop(event.hold) != event.by
+        gone = gone or isinstance(event, TaskExpired)
+        if isinstance(event, PayloadShredded):
+            shredded += 1
+            assert gone
+            assert not held
+    assert shredded <= 1
 
 
 @pytest.mark.requirement("L7")

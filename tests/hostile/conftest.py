@@ -15,6 +15,8 @@ RSS_BYTES_MAX = 1_500 * 1024 * 1024
 """Two bodies of 16 MiB that are worked on at once take 30 times their size, the service itself 150 MiB."""
 
 WATCH_S = 0.02
+MANY = 1_000_000
+"""So that what is wrong with a request is told, and not that there were too many."""
 
 
 class Watched:
@@ -41,7 +43,9 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """The module's service; at the end it is the same process, ready, within its memory, and stops cleanly."""
-    with UpProcess(tmp_path_factory.mktemp("hostile") / "data") as up:
+    place = tmp_path_factory.mktemp("hostile")
+    (place / "tasktrail.toml").write_text(f"[limits]\nfailed_lookups_per_minute_per_principal = {MANY}\n")
+    with UpProcess(place / "data", environment={"TASKTRAIL_CONFIG": str(place / "tasktrail.toml")}) as up:
         watching = Watched(up)
         try:
             yield watching

@@ -1,8 +1,11 @@
 """Between an MCP server and tasktrail: how it is set up, what may be said, and what is taken for what. Sources: design
 promises 1 to 3, sections 3 and 6, facts.md on least privilege."""
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +16,25 @@ from mcp.server import MCPServer
 from nats.aio.client import Client as Nats
 
 from tasktrail.events.authority import Level
-from tasktrail.events.errors import InvalidRequest, NothingWritten, TaskNotFound, TasktrailError
+from tasktrail.events.errors import (
+    AuthorityPaused,
+    InvalidRequest,
+    NothingWritten,
+    RateLimited,
+    TaskNotFound,
+    TasktrailError,
+)
 from tasktrail.events.facts import AccessDenied, TaskCreated
+from tasktrail.mcp import link as module
 from tasktrail.mcp import running
 from tasktrail.mcp.extension import Tasks
-from tasktrail.mcp.link import ConnectedLink, answered
+from tasktrail.mcp.link import ConnectedLink, Listener, answered, patiently
 from tasktrail.services import connection, messages
 from tasktrail.services.connection import Connection
-from tasktrail.services.messages import ACTIONS
+from tasktrail.services.messages import ACTIONS, Said
 
 from .place import Place, carrying, connect, only, opened, refused
-from .serving import until
+from .serving import WITHIN_S, until
 from .test_running import held
 from .workshop import SUPPORT
 
@@ -100,6 +111,81 @@ async def test_a_link_that_was_not_started_says_so() -> None:
     link = ConnectedLink(Connection(servers=["nats://127.0.0.1:1"]), "lonely")
     with pytest.raises(NothingWritten, match="lifespan"):
         await link.request("collect", messages.CollectInput(task_ref="a" * 32))
+
+
+class Scripted:
+    """A link to a service that fails as told, one error per request, and then answers. `tried`: when it was asked."""
+
+    def __init__(self, *errors: TasktrailError) -> None:
+        self.server = "scripted"
+        self.tried: list[float] = []
+        self._errors = list(errors)
+
+    async def start(self) -> None:
+        """Nothing to connect."""
+
+    async def stop(self) -> None:
+        """Nothing to disconnect."""
+
+    async def request(self, action: str, said: Said) -> Any:  # noqa: ANN401 - as `Link` has it
+        """The next error, or what was asked for."""
+        self.tried.append(asyncio.get_running_loop().time())
+        if self._errors:
+            raise self._errors.pop(0)
+        return action, said
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Nothing moves."""
+        del listener
+        return lambda: None
+
+
+COLLECT = messages.CollectInput(task_ref="a" * 32)
+
+
+async def test_what_may_be_sent_again_is_sent_when_the_service_said(caplog: pytest.LogCaptureFixture) -> None:
+    """`TasktrailError.retry_after_ms`; the log says for what it waits, once, and never that the trail is away."""
+    caplog.set_level(logging.WARNING, logger="tasktrail.mcp.link")
+    link = Scripted(RateLimited("slow down", 600), RateLimited("slow down", 0))
+    assert await patiently(link, "collect", COLLECT, until_ms=10_000, now_ms=lambda: 0) == ("collect", COLLECT)
+    first, second, _ = link.tried
+    assert second - first >= 0.6
+    assert [record.getMessage() for record in caplog.records] == ["collect of a task waits its turn: rate_limited"]
+
+
+async def test_no_wait_outlasts_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the service says; and then it is tried once more."""
+    began = time.monotonic()
+    late = Scripted(RateLimited("slow down", 3_600_000), RateLimited("slow down", 3_600_000))
+    with pytest.raises(RateLimited):
+        await patiently(late, "collect", COLLECT, until_ms=100, now_ms=lambda: int((time.monotonic() - began) * 1000))
+    assert len(late.tried) == 2
+    monkeypatch.setattr(module, "RETRY_AFTER_MAX_S", 0.1)
+    bounded = Scripted(RateLimited("slow down", 3_600_000))
+    async with asyncio.timeout(WITHIN_S):
+        await patiently(bounded, "collect", COLLECT, until_ms=10**9, now_ms=lambda: 0)
+
+
+async def test_what_policy_makes_wait_is_given_up_when_nobody_wants_it_any_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At once, also in the middle of a wait; an outage is waited for all the same: then nobody could say."""
+    caplog.set_level(logging.WARNING, logger="tasktrail.mcp.link")
+    unwanted = asyncio.Event()
+    link = Scripted(*(AuthorityPaused("it waits") for _ in range(3)))
+    link._errors[0].retry_after_ms = 3_600_000  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]  # this file's own
+    giving_up = asyncio.create_task(
+        patiently(link, "complete", COLLECT, until_ms=10**9, now_ms=lambda: 0, unless=unwanted)
+    )
+    await until(lambda: link.tried)
+    unwanted.set()
+    async with asyncio.timeout(WITHIN_S):
+        with pytest.raises(AuthorityPaused):
+            await giving_up
+    assert "complete of a task waits until the creator's authority stands: authority_paused" in caplog.text
+    away = Scripted(NothingWritten("away"))
+    assert await patiently(away, "complete", COLLECT, until_ms=10**9, now_ms=lambda: 0, unless=unwanted)
+    assert len(away.tried) == 2
 
 
 async def test_every_error_of_the_service_arrives_as_what_it_is() -> None:

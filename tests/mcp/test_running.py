@@ -10,8 +10,20 @@ import pytest
 from mcp.server import MCPServer
 
 from tasktrail.events.authority import Trigger
-from tasktrail.events.facts import CancelRequested, CommandRefused, TaskCancelled, TaskCreated, TaskFailed, WorkerLost
+from tasktrail.events.facts import (
+    AccessDenied,
+    CancelRequested,
+    CommandRefused,
+    TaskCancelled,
+    TaskCreated,
+    TaskFailed,
+    WorkerLost,
+)
+from tasktrail.mcp import running
 from tasktrail.mcp.extension import Tasks, ToolPolicy
+from tasktrail.services.access.policy import shipped
+from tasktrail.services.operators import Asker
+from tasktrail.services.orders import PolicyOrder
 
 from .client import Client
 from .place import Mode, Place, carrying, only, opened, reading, refused, running_service, settings, shown
@@ -123,6 +135,89 @@ async def test_a_finished_task_stays_finished(place: Place) -> None:
     assert {(event.command, event.status, event.reason) for event in events} == {
         ("CancelTask", "completed", "terminal")
     }
+
+
+WAITS = """
+@id("work-stands-still") forbid (principal, action == Action::"continue", resource);
+@id("it-waits") permit (principal, action == Action::"pause", resource);
+"""
+
+
+async def decides(place: Place, text: str, version: str) -> None:
+    """This policy decides from now on."""
+    assert place.service is not None
+    order = PolicyOrder(text=text, version=version, reason="the test's")
+    await place.service.policing.activate(order, Asker(token_hash="o" * 43, address="203.0.113.5", operator="olga"))
+
+
+async def paused(place: Place, task_id: str, action: str) -> None:
+    """Wait until this step of the work was made to wait; that is on the trail."""
+    denial = await refused(place, place.trail.ref(task_id), "work-waits-for-authority")
+    assert only([denial], AccessDenied).method == f"work/{action}"
+
+
+@pytest.mark.requirement("A2", "L8")
+async def test_work_that_policy_makes_wait_hears_of_its_cancellation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A progress report that waits keeps nobody from being told to stop, also when the signal was lost."""
+    monkeypatch.setattr(running, "LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr(running.Run, "signalled", lambda _run, _signal: None)
+    async with opened("connected", tmp_path) as place, place.client() as ana:
+        with place.bench() as label:
+            bench = place.workshop.bench(label)
+            made = await ana.start("reports", label=label)
+            await ana.until(made["taskId"], "working", statusMessage="measuring")
+            await decides(place, shipped() + WAITS, "waits")
+            bench.go.set()
+            await paused(place, made["taskId"], "report")
+            await ana.cancel(made["taskId"])
+            await ana.until(made["taskId"], "cancelled")
+        assert only(await place.trail.of(made["taskId"]), TaskCancelled).reason == "requested"
+
+
+@pytest.mark.requirement("A2")
+async def test_a_report_and_a_result_that_had_to_wait_are_recorded_when_they_may_be(tmp_path: Path) -> None:
+    """Nothing the work said last is lost: of what waited, the newest status message and the outcome."""
+    async with opened("connected", tmp_path) as place, place.client() as ana:
+        with place.bench() as label:
+            bench = place.workshop.bench(label)
+            made = await ana.start("reports", label=label)
+            await ana.until(made["taskId"], "working", statusMessage="measuring")
+            await decides(place, shipped() + WAITS, "waits")
+            bench.go.set()
+            await paused(place, made["taskId"], "report")
+            await decides(place, shipped(), "goes-on")
+            await ana.until(made["taskId"], "working", statusMessage="2 of 3")
+            bench.go.set()
+            await ana.until(made["taskId"], "working", statusMessage="cutting")
+            await decides(place, shipped() + WAITS, "waits-again")
+            bench.go.set()
+
+            async def complete_waits() -> bool:
+                denials = await place.trail.denied(place.trail.ref(made["taskId"]))
+                return any(only([entry], AccessDenied).method == "work/complete" for entry in denials)
+
+            await until(complete_waits)
+            assert (await ana.get(made["taskId"])).result["status"] == "working"
+            await decides(place, shipped(), "goes-on-again")
+            await ana.until(made["taskId"], "completed")
+
+
+@pytest.mark.requirement("A2", "L8")
+async def test_a_result_that_waits_gives_way_to_a_cancellation(tmp_path: Path) -> None:
+    """The work is over and may not say so; asked to stop, it has stopped: that needs nobody's authority."""
+    async with opened("connected", tmp_path) as place, place.client() as ana:
+        with place.bench() as label:
+            made = await held(place, ana, "waits", label)
+            await decides(place, shipped() + WAITS, "waits")
+            place.workshop.bench(label).go.set()
+            await paused(place, made["taskId"], "complete")
+            await ana.cancel(made["taskId"])
+            await ana.until(made["taskId"], "cancelled")
+        found = await place.trail.of(made["taskId"])
+        assert shown(found) == [["TaskCreated"], ["CancelRequested"], ["TaskCancelled"]]
+        assert only(found, TaskCancelled).reason == "requested"
 
 
 @pytest.mark.parametrize("mode", MODES)

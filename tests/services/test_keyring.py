@@ -58,6 +58,25 @@ def test_a_missing_key_is_an_error_with_a_remedy_and_never_a_new_key(tmp_path: P
     assert held(tmp_path) == before
 
 
+def test_a_missing_older_signing_key_is_an_error(tmp_path: Path) -> None:
+    """What it signed governs: without it a revocation would no longer be believed."""
+    Keyring.create(tmp_path)
+    one, two = (tmp_path / "keys" / f"signing-{number}.key" for number in (1, 2))
+    one.rename(two)
+    with pytest.raises(KeyringError, match=r"holds signing-2.key, but not signing-1.key.*keep old signing keys"):
+        Keyring.open(tmp_path)
+
+
+def test_the_oldest_key_signs_for_those_who_do_not_know_the_newest(tmp_path: Path) -> None:
+    before = Keyring.create(tmp_path)
+    newer = tmp_path / "keys" / "signing-2.key"
+    newer.touch(mode=0o600)
+    newer.write_text(RAW.hex())
+    ring = Keyring.open(tmp_path)
+    assert ring.kid != ring.oldest().kid == before.kid
+    assert ring.oldest().sign(b"body") == before.sign(b"body") != ring.sign(b"body")
+
+
 def test_without_any_keys_it_says_how_they_are_made(tmp_path: Path) -> None:
     """Errors say what to do next (style 8)."""
     assert not Keyring.exists(tmp_path)

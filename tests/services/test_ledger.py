@@ -106,6 +106,27 @@ async def test_a_repeated_command_returns_the_first_outcome_and_writes_nothing(c
     assert await contract.commands() == ["CreateTask", "CompleteTask", "CompleteTask"]
 
 
+@pytest.mark.requirement("L2", "R4")
+async def test_a_repeat_is_one_whatever_secrets_another_version_sees_in_it(contract: Contract) -> None:
+    """What is seen in a payload is no part of the command: a newer table of formats may see more."""
+    await contract.do(create())
+    await contract.do(complete())
+    flagged = msgspec.structs.replace(complete().result, flags=("jwt", "private_key"))
+    again = await contract.do(msgspec.structs.replace(complete(), result=flagged))
+    assert again.repeated
+
+
+@pytest.mark.requirement("T1")
+async def test_a_part_of_ours_and_an_mcp_server_never_share_a_command_id(contract: Contract) -> None:
+    """An MCP server chooses its ids: by none can it keep the service from marking or cancelling a task."""
+    await contract.do(create())
+    await contract.do(report("policy:authority_revoked"))
+    for trigger in (Trigger.OPERATOR, Trigger.TIMER):
+        ours = decide.CancelTask(id="policy:authority_revoked", cause="authority_revoked")
+        done = await contract.do(ours, authority(trigger=trigger))
+        assert not done.repeated
+
+
 @pytest.mark.requirement("T1")
 async def test_another_command_under_a_used_id_is_refused_and_not_written(contract: Contract) -> None:
     """`CommandReused`: two different wishes under one id are a fault of the caller's adapter."""

@@ -3,15 +3,34 @@
 import io
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import msgspec
 import pytest
 from rich.cells import cell_len
 from rich.console import Console, ConsoleRenderable
-from tests.projections.audit.histories import NOW_MS
-from tests.services.scene import HOSTILE, Scene, open_store, play
+from tests.projections.audit.histories import NOW_MS, Trail, ana, operator, timer, worker
+from tests.services.scene import CREATED, HOSTILE, Scene, open_store, play
 
+from tasktrail.events.authority import Level, Standing
+from tasktrail.events.decide import (
+    Answer,
+    Ask,
+    CancelTask,
+    ChangeAuthority,
+    CompleteTask,
+    ExpireTask,
+    PlaceHold,
+    ReportStatus,
+    RequestInput,
+    RespondToInput,
+    RevokeHandle,
+    ShredPayload,
+)
+from tasktrail.events.facts import SCANNED_IN_PART, GapFound, PolicyActivated, PrincipalRevoked
+from tasktrail.events.subjects import control_subject, governance_subject
 from tasktrail.projections.audit.store import AuditStore
 from tasktrail.projections.audit.timeline import Step, Timeline
 from tasktrail.services.rendering import TailView, TasksView, TimelineView, show
@@ -50,6 +69,21 @@ def printed(view: ConsoleRenderable, width: int = 80, *, terminal: bool = False,
     return raw.getvalue().decode(encoding)
 
 
+def timeline_of(tmp_path: Path, trail: Trail, ref: str) -> Timeline:
+    with closing(AuditStore.open(tmp_path / "audit.duckdb")) as store:
+        store.bind("TRAIL", CREATED, len(trail.messages))
+        store.append(trail.messages)
+        found = store.timeline(ref)
+    assert found is not None
+    return found
+
+
+def told(tmp_path: Path, trail: Trail, ref: str) -> str:
+    """The timeline of a task, on one line."""
+    found = timeline_of(tmp_path, trail, ref)
+    return plain(TimelineView(found, now=datetime.fromtimestamp(trail.now_ms / 1000, UTC)))
+
+
 def plain(view: ConsoleRenderable) -> str:
     """The words on one line, however they were wrapped."""
     return " ".join(printed(view, 200).split())
@@ -81,7 +115,7 @@ def test_the_header_says_how_it_stands_and_what_must_not_be_overlooked(timeline:
         "▲ alert 1 gap: something may be missing here",
         "▲ alert 1 message not accepted as an entry of this task",
         "▲ alert 20 attempts denied, of 3 callers",
-        "▲ alert 1 command refused",
+        "note 1 command refused, which changed nothing",
     ):
         assert said in shown
 
@@ -113,10 +147,11 @@ def test_the_steps_of_one_command_stand_together(timeline: Timeline) -> None:
     """Design, section 7: one command, one entry."""
     lines = [line.strip() for line in printed(TimelineView(timeline, now=NOW), 200).splitlines()]
     at = next(number for number, line in enumerate(lines) if "the client answered sum-1" in line)
-    assert "an answer to approve-1 changed nothing" in lines[at + 1]
-    assert "an answer to a key never issued changed nothing" in lines[at + 2]
-    assert "nothing is outstanding any more" in lines[at + 3]
-    assert "asserted by the MCP server" in lines[at + 4]
+    assert "answered by ana (asserted by the MCP server)" in lines[at + 1]
+    assert "an answer to approve-1 changed nothing" in lines[at + 2]
+    assert "an answer to a key never issued changed nothing" in lines[at + 3]
+    assert "nothing is outstanding any more" in lines[at + 4]
+    assert "asserted by the MCP server" in lines[at + 5]
 
 
 def test_a_folded_run_stands_where_it_began_though_it_was_recorded_later(timeline: Timeline) -> None:
@@ -239,3 +274,148 @@ def test_nothing_is_shown_as_part_of_tasktrail_because_a_caller_calls_itself_so(
     shown = plain(TailView(msgspec.structs.replace(step, who=who)))
     assert "server:bank at tasktrail" in shown
     assert "MCP server" not in shown
+
+
+@pytest.mark.requirement("M6")
+def test_the_timeline_ends_with_the_verdict_and_why(timeline: Timeline) -> None:
+    """Issue "Authority": a per-task verdict with the reasons when not."""
+    shown = plain(TimelineView(timeline, now=NOW))
+    assert shown.endswith(
+        "verdict NOT CLEAN: it cannot be said that it was created, queried and closed in one authorised context, "
+        "nothing reusable left "
+        f"✗ turned away: eve at https://id.example via desk and 2 others {TIMES}20 #6 "
+        f"✗ who called is only asserted: ana at https://id.example via desk {TIMES}3 #8 "
+        "✗ a message was not accepted as an entry of this task #11 "
+        "✗ folded polls and denials may be missing: the service ended without stopping #9 "
+        "· the key of its payloads is not destroyed yet #15"
+    )
+
+
+@pytest.mark.requirement("M6")
+def test_what_happens_in_the_best_of_lives_is_no_alert_and_a_clean_verdict(tmp_path: Path) -> None:
+    """A late command, a creator who comes after the end, a crash after it: nothing of that is an attack."""
+    trail = Trail()
+    ref = trail.create(retention_ms={"completed": 5_000}, ttl_set_by="tool")
+    trail.command(ref, CompleteTask(id="c", result=trail.sealed("result")), worker(Standing.VALID))
+    trail.command(ref, CancelTask(id="x"))
+    trail.now_ms += 5_000
+    trail.command(ref, ExpireTask(id="e"), timer())
+    trail.command(ref, ShredPayload(id="s", reason="retention"), timer())
+    trail.deny(ref, sub="ana", count=2)
+    shown = told(tmp_path, trail, ref)
+    assert "alert" not in shown
+    assert "handle lived 1 m of 2 m asked for, decided by the tool, 5 s with its retention; expired" in shown
+    assert "payloads unreadable, their key was destroyed 11:06:45.050" in shown
+    assert "note its creator was turned away 2 times: other-identity-context" in shown
+    assert "note 1 command refused, which changed nothing: the task did not admit it" in shown
+    assert shown.endswith("verdict CLEAN: created, queried and closed in one authorised context, nothing reusable left")
+
+
+def test_a_gap_after_the_end_is_a_note(tmp_path: Path) -> None:
+    trail = Trail()
+    ref = trail.create()
+    trail.command(ref, CompleteTask(id="c", result=trail.sealed("result")), worker(Standing.VALID))
+    late = GapFound(at_ms=NOW_MS, what="folded polls", since_ms=NOW_MS + 900, until_ms=NOW_MS + 1_900, cause="crash")
+    trail.note(control_subject("_"), "_", (late,))
+    shown = told(tmp_path, trail, ref)
+    assert "alert" not in shown
+    assert "note 1 gap after its end: repeated accesses may be missing, nothing of the task itself" in shown
+
+
+@pytest.mark.requirement("A2")
+def test_what_a_worker_does_while_the_authority_has_lapsed_is_told_as_its_own(tmp_path: Path) -> None:
+    """Issue "Authority": never shown as authorised by the user."""
+    trail = Trail()
+    ref = trail.create(ttl_ms=3_600_000)
+    trail.now_ms = NOW_MS + 700_000
+    said = ReportStatus(id="r", message=trail.sealed("message"))
+    trail.command(ref, ChangeAuthority(id="l", standing=Standing.LAPSED, until_s=NOW_MS // 1000 + 600), worker())
+    trail.command(ref, said, worker(Standing.LAPSED))
+    shown = told(tmp_path, trail, ref)
+    assert "◆ the creator's authority lapsed, its credential has ended" in shown
+    by = "MCP server bank (vouched), as in #2 · while the creator's authority had lapsed · rule server-runs-task"
+    assert f"the work reported a message #3 {by}" in shown
+    assert "now it has lapsed, its credential ended 2026-11-18 11:16:40" in shown
+
+
+@pytest.mark.requirement("A2", "A9", "R3")
+def test_the_header_says_what_the_authority_was_then_and_is_now(tmp_path: Path) -> None:
+    trail = Trail()
+    ref = trail.create()
+    revoked = PrincipalRevoked(
+        at_ms=NOW_MS, revocation="r-1", kind="principal", iss="https://id.example", sub="ana", reason="left"
+    )
+    policy = PolicyActivated(at_ms=NOW_MS, version="v-2", sha256="p" * 64, schema_sha256="", text="permit", reason="r")
+    trail.note(governance_subject("_"), "_", (policy, revoked), authority=operator())
+    trail.command(ref, RevokeHandle(id="v", reason="stolen"), operator())
+    trail.command(ref, PlaceHold(id="h", hold="h-1", by="olga", reason="inquiry"), operator())
+    shown = told(tmp_path, trail, ref)
+    assert (
+        "authority then allowed by rule same-identity-context (builtin-1); now it is REVOKED; policy v-2 decides now "
+        "· principal, revocation r-1 #2: left"
+    ) in shown
+    assert "revoked 11:06:40.020, opens nothing any more" in shown
+    assert "payloads kept by 1 hold, whatever their retention says" in shown
+    assert "operator olga · vouched for by tasktrail" in shown
+
+
+def test_a_part_of_tasktrail_that_acts_for_the_operators_is_no_operator(timeline: Timeline) -> None:
+    """What policy makes happen is told as the policy's; a person is told by name."""
+    step = next(step for step in timeline.steps if step.type == "TaskExpired")
+    assert step.who is not None
+    part = msgspec.structs.replace(step.who, trigger="operator", iss="tasktrail", sub="policy", kind="machine")
+    assert "tasktrail's policy" in plain(TailView(msgspec.structs.replace(step, who=part)))
+
+
+@pytest.mark.requirement("A8")
+def test_an_answer_says_how_its_person_was_authenticated_and_whose_word_that_is(tmp_path: Path) -> None:
+    """Asserted human presence is shown as asserted; and what the issuer writes cannot steer the terminal."""
+    trail = Trail()
+    ref = trail.create()
+    answers = ((Level.ASSERTED, ("pwd", "otp")), (Level.VERIFIED, ("\x1b[2J",)), (Level.VERIFIED, ()))
+    for number, (level, amr) in enumerate(answers):
+        who = ana(level=level)
+        assert who.credential is not None
+        facts = {"acr": "strong", "amr": amr, "auth_time": NOW_MS // 1000 - 86_400} if amr else {}
+        by = msgspec.structs.replace(who, credential=msgspec.structs.replace(who.credential, **facts))
+        asks = (Ask(key=f"k{number}", method="elicitation/create", request=trail.sealed("request")),)
+        trail.command(ref, RequestInput(id=f"ask {number}", asks=asks))
+        answer = Answer(key=f"k{number}", action="accept", response=trail.sealed("response"))
+        trail.command(ref, RespondToInput(id=f"answer {number}", answers=(answer,)), by)
+    shown = told(tmp_path, trail, ref)
+    for words in (
+        "answered by ana (asserted by the MCP server), authenticated by pwd, otp (acr strong) at 2026-11-17 11:06:40",
+        "answered by ana (verified by tasktrail), authenticated by \\x1b[2J (acr strong) at 2026-11-17 11:06:40",
+        "answered by ana (verified by tasktrail), nothing says how a person was authenticated",
+    ):
+        assert shown.count(words) == 1, shown
+
+
+@pytest.mark.requirement("A1")
+def test_a_step_by_a_grant_says_so(timeline: Timeline) -> None:
+    poll = next(step for step in timeline.steps if step.type == "TaskPolled")
+    by_grant = msgspec.structs.replace(poll, grant="g-1", stream_seq=2)
+    shown = plain(TimelineView(msgspec.structs.replace(timeline, steps=(timeline.steps[0], by_grant)), now=NOW))
+    assert "· by grant g-1 · rule" in shown
+
+
+@pytest.mark.requirement("R4")
+def test_what_looks_like_a_secret_is_told_beside_the_step_and_in_the_tail(tmp_path: Path) -> None:
+    """R4: which kind, in which payload."""
+    trail = Trail()
+    ref = trail.create(arguments=trail.sealed("arguments", "a", "jwt", "npm_token", SCANNED_IN_PART))
+    done = CompleteTask(id="done", result=trail.sealed("result", "r", "\x1b[31mjwt"))
+    trail.command(ref, done, worker(Standing.VALID))
+    timeline = timeline_of(tmp_path, trail, ref)
+    shown = plain(TimelineView(timeline, now=NOW))
+    assert "→ working ▲ looks like a secret: jwt, npm_token in arguments #1 ana" in shown
+    assert "▲ looks like a secret: \\x1b[31mjwt in result #2 MCP server bank" in shown
+    assert "note 1 payload looked through for secrets only in the first MiB" in shown
+    assert "▲ looks like a secret: jwt, npm_token in arguments #1" in plain(TailView(timeline.steps[0]))
+
+
+@pytest.mark.requirement("R4")
+def test_of_payloads_without_secrets_nothing_is_said(tmp_path: Path) -> None:
+    trail = Trail()
+    shown = told(tmp_path, trail, trail.create())
+    assert "secret" not in shown

@@ -97,13 +97,6 @@ async def one(fresh_nats: NatsServer, tmp_path: Path) -> AsyncIterator[Parts]:
         yield made
 
 
-async def erase(at: Parts, ref: str) -> None:
-    """As design section 7 says: `STREAM.MSG.DELETE` on KEYS; it leaves no copy of the bytes."""
-    message = await at.js.get_last_msg(KEYS, key_subject(ref))
-    assert message.seq is not None
-    assert await at.js.delete_msg(KEYS, message.seq)
-
-
 @pytest.mark.requirement("R1")
 async def test_a_tasks_key_is_stored_before_it_is_used_and_is_one(one: Parts) -> None:
     """However often, and from however many processes, it is made."""
@@ -125,27 +118,63 @@ async def test_a_tasks_key_is_never_on_disk_as_it_is(one: Parts, fresh_nats: Nat
     assert not any(raw in content or raw.hex().encode() in content for content in files)
 
 
-@pytest.mark.requirement("R1")
-async def test_with_its_key_erased_a_task_cannot_be_read_and_the_bytes_are_gone(
+@pytest.mark.requirement("R1", "R2")
+async def test_with_its_key_destroyed_a_task_cannot_be_read_and_the_bytes_are_gone(
     one: Parts, fresh_nats: NatsServer
 ) -> None:
     """Design section 7: a KV overwrite or purge leaves the bytes on disk, a message delete leaves none."""
-    key = await one.vault.make(REF)
+    await one.vault.make(REF)
     kept = await one.vault.make(OTHER)
     commitment, blob = kept.seal("result", "entry", b"text")
     wrapped = (await one.js.get_last_msg(KEYS, key_subject(REF))).data or b""
 
     def on_disk() -> bool:
-        return any(wrapped in path.read_bytes() for path in fresh_nats.store_dir.rglob("*.blk"))
+        return any(wrapped in path.read_bytes() for path in fresh_nats.store_dir.rglob("*") if path.is_file())
 
     assert on_disk()
-    await erase(one, REF)
+    await one.vault.destroy(REF)
     assert not on_disk()
-    vault = Vault(one.js, one.keyring)
+    for vault in (one.vault, Vault(one.js, one.keyring)):
+        with pytest.raises(SealError, match=f"task {REF}: its key was destroyed; its payloads cannot be read"):
+            await vault.key(REF)
+        assert (await vault.key(OTHER)).open(commitment, blob) == b"text"
+
+
+@pytest.mark.requirement("R2")
+async def test_every_copy_of_a_key_is_destroyed_and_the_mark_stays(one: Parts) -> None:
+    """However the stream came to hold several, and however often it is done."""
+    await one.vault.make(REF)
+    await one.js.publish(key_subject(REF), (await one.js.get_last_msg(KEYS, key_subject(REF))).data or b"")
+    vaults = [one.vault, *(Vault(one.js, one.keyring) for _ in range(4))]
+    await asyncio.gather(*(vault.destroy(REF) for vault in vaults))
+    await one.vault.destroy(REF)
+    assert (await one.js.stream_info(KEYS)).state.messages == 1
+    with pytest.raises(SealError, match="destroyed"):
+        await Vault(one.js, one.keyring).make(REF)
+
+
+@pytest.mark.requirement("R2")
+async def test_what_another_process_destroyed_is_forgotten_when_it_is_told(one: Parts) -> None:
+    """Also when the key is still on its way from the stream."""
+    await one.vault.make(REF)
+    other = Vault(one.js, one.keyring)
+    await other.key(REF)
+    other.forget(REF)
+    with pytest.raises(SealError, match="destroyed"):
+        await other.key(REF)
+    late = Vault(one.js, one.keyring)
+    reading = asyncio.create_task(late.key(REF))
+    await asyncio.sleep(0)
+    late.forget(REF)
+    with pytest.raises(SealError, match="destroyed"):
+        await reading
+
+
+@pytest.mark.requirement("R1")
+async def test_a_key_that_was_never_made_is_told_from_a_destroyed_one(one: Parts) -> None:
+    """A lost stream is no shredding."""
     with pytest.raises(SealError, match=f"task {REF}: no key is held for it; its payloads cannot be read"):
-        await vault.key(REF)
-    assert (await vault.key(OTHER)).open(commitment, blob) == b"text"
-    assert key.ref == REF
+        await one.vault.key(REF)
 
 
 @pytest.mark.requirement("R1")

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tasktrail.events.errors import InvalidRequest
-from tasktrail.services.settings import DAY_MS, DESCRIBED, ENV_PREFIX, MIB, MINUTE_MS, Settings, load
+from tasktrail.services.settings import DAY_MS, DESCRIBED, ENV_PREFIX, MIB, MINUTE_MS, Settings, effective, load
 
 
 def test_every_setting_is_described_and_none_that_is_not_one() -> None:
@@ -102,3 +102,36 @@ def test_settings_do_not_change_while_they_are_used() -> None:
     with pytest.raises(AttributeError):
         Settings().port = 1  # type: ignore[misc]  # that is the point
     assert msgspec.structs.replace(Settings(), port=1).port == 1
+
+
+def test_the_environment_wins_over_the_file_and_that_over_the_default(tmp_path: Path) -> None:
+    """Issue 3: command line, environment, file, default; the file is named by either of the first two."""
+    path = tmp_path / "tasktrail.toml"
+    path.write_text("[service]\nport = 1\nfold_ms = 20\ncancel_grace_ms = 3\n")
+    other = tmp_path / "other.toml"
+    other.write_text("[service]\nport = 7\n")
+    environ = {"TASKTRAIL_CONFIG": str(path), "TASKTRAIL_FOLD_MS": "30", "TASKTRAIL_PORT": "2"}
+    found = effective(environ, port=3)
+    settings = found.settings
+    assert (settings.port, settings.fold_ms, settings.cancel_grace_ms, settings.replicas) == (3, 30, 3, 1)
+    origin = [found.origin[name] for name in ("port", "fold_ms", "cancel_grace_ms", "replicas")]
+    assert origin == ["command line", "environment", f"{path}:4", "default"]
+    assert load({"TASKTRAIL_CONFIG": str(path)}, config=other).port == 7
+
+
+def test_a_table_cannot_be_set_by_the_environment() -> None:
+    """Tables are the file's."""
+    with pytest.raises(InvalidRequest, match="TASKTRAIL_ISSUERS: issuers can be set in the configuration file only"):
+        load({"TASKTRAIL_ISSUERS": "[]"})
+    with pytest.raises(InvalidRequest, match="TASKTRAIL_CONFG is no setting; did you mean TASKTRAIL_CONFIG"):
+        load({"TASKTRAIL_CONFG": "x"})
+
+
+def test_a_problem_is_told_where_it_stands(tmp_path: Path) -> None:
+    """A value of the environment is no problem of the file's."""
+    path = tmp_path / "tasktrail.toml"
+    path.write_text("[service]\nttl_default_ms = 5000\n")
+    with pytest.raises(InvalidRequest, match=r"tasktrail\.toml:2: ttl_default_ms: ttl_default_ms \(5000\) exceeds"):
+        load({"TASKTRAIL_TTL_MAX_MS": "4000"}, config=path)
+    with pytest.raises(InvalidRequest, match=r"^ttl_default_ms: ttl_default_ms \(6000\) exceeds"):
+        load({"TASKTRAIL_TTL_MAX_MS": "4000", "TASKTRAIL_TTL_DEFAULT_MS": "6000"}, config=path)

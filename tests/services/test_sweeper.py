@@ -8,7 +8,7 @@ import pytest
 from nats.js.errors import ObjectNotFoundError
 
 from tasktrail.events.authority import Authority, Binding, Trigger
-from tasktrail.events.decide import CompleteTask, CreateTask
+from tasktrail.events.decide import CompleteTask, CreateTask, ReportStatus
 from tasktrail.events.facts import Commitment, TaskSupport
 from tasktrail.events.subjects import entry_id
 from tasktrail.services import trail
@@ -41,6 +41,7 @@ async def test_only_payloads_that_no_entry_commits_to_are_swept(fresh_nats: Nats
             return commitment
 
         orphan, kept = await asyncio.gather(stored("lost", b"never committed to"), stored("done", b"committed to"))
+        early, late = await asyncio.gather(stored("said", b"a status text"), stored("said later", b"another"))
         handle, blob = key.seal("handle", entry_id(ref, "create"), b"task")
         who = Binding(tenant="acme", iss="https://id.example", sub="ana", client_id="cli")
         authority = Authority(trigger=Trigger.CALLER, tenant="acme")
@@ -57,12 +58,15 @@ async def test_only_payloads_that_no_entry_commits_to_are_swept(fresh_nats: Nats
             handle=handle,
         )
         await ledger.submit("acme", ref, create, authority, {"handle": blob})
+        await ledger.submit("acme", ref, ReportStatus(id="said", message=early), authority)
+        await ledger.submit("acme", ref, ReportStatus(id="said later", message=late), authority)
         await ledger.submit("acme", ref, CompleteTask(id="done", result=kept), authority)
 
         sweeper = Sweeper(js, states)
         assert await sweeper.sweep(datetime.now(UTC) - timedelta(days=1)) == 0, "nothing is a day old"
         assert await sweeper.sweep(datetime.now(UTC) + timedelta(days=1)) == 1
         assert key.open(kept, await vault.get(kept)) == b"committed to"
+        assert key.open(early, await vault.get(early)) == b"a status text", "overwritten, and still committed to"
         bucket = await js.object_store("PAYLOADS")
         with pytest.raises(ObjectNotFoundError):
             await bucket.get_info(orphan.sha256)

@@ -7,14 +7,14 @@ import pytest
 from nats.js import api
 from nats.js.errors import APIError
 
-from tasktrail.events.subjects import CURRENT, KEYS, PAYLOADS, TRAIL, control_subject
+from tasktrail.events.subjects import CURRENT, KEYS, PAYLOADS, TIMERS, TRAIL, control_subject
 from tasktrail.services import trail
 from tasktrail.services.connection import Connection
 from tasktrail.services.settings import Settings
 from tasktrail.testing.nats import NatsCluster, NatsServer
 from tasktrail.testing.parts import Parts, parts
 
-NAMES = {TRAIL, KEYS, f"KV_{CURRENT}", f"OBJ_{PAYLOADS}"}
+NAMES = {TRAIL, KEYS, TIMERS, f"KV_{CURRENT}", f"OBJ_{PAYLOADS}"}
 
 
 @pytest.fixture
@@ -68,6 +68,15 @@ async def test_keys_can_be_erased(one: Parts) -> None:
     assert await one.js.delete_msg(KEYS, 1)
 
 
+@pytest.mark.requirement("P1")
+async def test_the_stream_of_timers_keeps_the_last_of_each_until_it_is_dealt_with(one: Parts) -> None:
+    """Facts that were tried: schedules in a stream of their own; publishing the same subject again moves the timer."""
+    config = (await one.js.stream_info(TIMERS)).config
+    assert (config.allow_msg_schedules, config.allow_msg_ttl, config.max_msgs_per_subject) == (True, True, 1)
+    assert (config.retention, config.discard) == (api.RetentionPolicy.WORK_QUEUE, api.DiscardPolicy.OLD)
+    assert await trail.differences(one.js) == []
+
+
 @pytest.mark.requirement("T1")
 @pytest.mark.parametrize(
     ("name", "fields", "said"),
@@ -80,7 +89,8 @@ async def test_keys_can_be_erased(one: Parts) -> None:
         (TRAIL, {"duplicate_window": 1.0}, "stream TRAIL: duplicate_window is 1.0, should be 120.0"),
         (TRAIL, {"allow_direct": False}, "stream TRAIL: allow_direct is False, should be True"),
         (TRAIL, {"subjects": ["trail.1.task.>"]}, "stream TRAIL: subjects is ['trail.1.task.>'], should be"),
-        (KEYS, {"max_msgs": 10}, "stream KEYS: max_msgs is 10, which would lose entries"),
+        (KEYS, {"max_msgs": 10}, "stream KEYS: max_msgs is 10, which would lose keys of tasks"),
+        (TIMERS, {"max_age": 3600.0}, "stream TIMERS: max_age is 3600.0, which would lose timers"),
         (KEYS, {"deny_delete": True}, "stream KEYS: deny_delete is True, should be False"),
     ],
 )

@@ -8,6 +8,7 @@ RFC 9068 and 7662 (token claims), RFC 8693 (`act`), RFC 9449 (`ath`, here `token
 """
 
 from enum import StrEnum
+from typing import TypeAlias
 
 import msgspec
 
@@ -64,6 +65,18 @@ class Verification(StrEnum):
     WRONG_ISSUER = "wrong_issuer"
     MALFORMED = "malformed"
     MISSING = "missing"
+    INACTIVE = "inactive"  # the issuer's introspection says so (RFC 7662)
+    REVOKED = "revoked"
+    NOT_TRUSTED = "not_trusted"  # asserted by an MCP server whose word on its callers is not taken
+
+
+class Standing(StrEnum):
+    """What a task's creator may still do, at the moment of a step that is not the creator's own."""
+
+    VALID = "valid"  # its latest credential has not ended and nothing revokes it
+    LAPSED = "lapsed"  # its latest credential has ended
+    REVOKED = "revoked"  # the principal, its client or its credential was revoked
+    UNKNOWN = "unknown"  # its credential says no end
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -142,8 +155,20 @@ COMPARED: dict[BindingMode, tuple[str, ...]] = {
 
 
 def differences(created: Binding, caller: Binding, mode: BindingMode = BindingMode.EXACT) -> tuple[str, ...]:
-    """Names of the compared members in which `caller` differs from `created`; empty when it matches."""
-    return tuple(name for name in COMPARED[mode] if getattr(created, name) != getattr(caller, name))
+    """Names of the compared members in which `caller` differs from `created`; empty when it matches.
+
+    A creator without the very member that a mode goes by (no client under `client`, no subject under `user`) is
+    compared exactly: otherwise everybody who lacks it, too, would match. So is somebody with nobody: a tenant that was
+    presumed of an anonymous caller is no common ground.
+    """
+    nameless = (mode is BindingMode.CLIENT and not created.client_id) or (mode is BindingMode.USER and not created.sub)
+    nameless = nameless or _is_nobody(created) is not _is_nobody(caller)
+    compared = COMPARED[BindingMode.EXACT if nameless else mode]
+    return tuple(name for name in compared if getattr(created, name) != getattr(caller, name))
+
+
+def _is_nobody(who: Binding) -> bool:
+    return not (who.iss or who.sub or who.client_id)
 
 
 class BindingCheck(Record, frozen=True, kw_only=True):
@@ -158,13 +183,24 @@ class BindingCheck(Record, frozen=True, kw_only=True):
         return not self.differs
 
 
+Attribute: TypeAlias = str | int | bool | tuple[str, ...]
+"""The value of one input of a decision."""
+
+
 class PolicyDecision(Record, frozen=True, kw_only=True):
-    """The decision that allowed or denied a step, and what it was computed from."""
+    """The decision that allowed or denied a step, and what it was computed from.
+
+    `reason` is the rule that made it; `policies` are the Cedar policies that determined it, by their `@id`. `inputs`
+    holds every attribute the policies could see, so that the decision can be made again; `input_sha256` is the hex
+    SHA-256 of them.
+    """
 
     effect: str
     reason: str
     policy_sha256: str = ""
     policy_version: str = ""
+    policies: tuple[str, ...] = ()
+    inputs: dict[str, Attribute] = {}
     input_sha256: str = ""
 
 
@@ -184,7 +220,11 @@ class Request(Record, frozen=True, kw_only=True):
 
 
 class Authority(Record, frozen=True, kw_only=True):
-    """Everything recorded about who caused one step, as it was known when it happened."""
+    """Everything recorded about who caused one step, as it was known when it happened.
+
+    `standing` is the creator's, on steps of a worker, a timer or an operator; such a step is never the creator's own.
+    `grant` is the id of the grant that opened the task to somebody else than its creator.
+    """
 
     trigger: Trigger
     tenant: str
@@ -194,6 +234,8 @@ class Authority(Record, frozen=True, kw_only=True):
     credential: Credential | None = None
     created_by: str = ""
     binding: BindingCheck | None = None
+    grant: str = ""
+    standing: Standing | None = None
     decision: PolicyDecision | None = None
     request: Request | None = None
 

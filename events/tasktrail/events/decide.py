@@ -11,14 +11,21 @@ from typing import TypeAlias, assert_never
 
 import msgspec
 
-from tasktrail.events.authority import Binding, BindingMode
+from tasktrail.events.authority import Binding, BindingMode, Standing
 from tasktrail.events.facts import (
+    AuthorityChanged,
     CancelRequested,
     CommandRefused,
     Commitment,
+    GrantGiven,
+    GrantWithdrawn,
+    HandleRevoked,
+    HoldPlaced,
+    HoldReleased,
     InputIgnored,
     InputRequested,
     InputResponded,
+    PayloadShredded,
     StatusReported,
     TaskCancelled,
     TaskCompleted,
@@ -34,6 +41,9 @@ from tasktrail.events.task import Task
 
 INPUTS_MAX = 256
 """How many requests for input one task may make over its life."""
+
+GRANTS_MAX = 64
+"""How many grants, and how many holds, a task may have at a time."""
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=True):
@@ -58,6 +68,8 @@ class CreateTask(Command, frozen=True, kw_only=True):
     client_features: tuple[str, ...] = ()
     requested_ttl_ms: int | None = None
     granted_ttl_ms: int
+    ttl_set_by: str = ""
+    retention_ms: dict[str, int] = {}
     poll_interval_ms: int
     handle: Commitment
     arguments: Commitment | None = None
@@ -124,7 +136,10 @@ class FailTask(Command, frozen=True, kw_only=True):
 
 
 class CancelTask(Command, frozen=True, kw_only=True):
-    """The client wants the task to stop."""
+    """The task is to stop: the client wants it, or, with a `cause`, somebody else (see `CancelRequested`)."""
+
+    cause: str = ""
+    reason: str = ""
 
 
 class StopTask(Command, frozen=True, kw_only=True):
@@ -145,7 +160,103 @@ class LoseWorker(Command, frozen=True, kw_only=True):
     code: int
 
 
+class ChangeAuthority(Command, frozen=True, kw_only=True):
+    """The creator's authority stands otherwise than the state says; what was revoked, for a `cause` only.
+
+    `token_hash` and `jti` are those of the later credential that it stands on, if the creator came with one.
+    """
+
+    standing: Standing
+    until_s: int = 0
+    cause: str = ""
+    token_hash: str = ""
+    jti: str = ""
+
+
+class RevokeHandle(Command, frozen=True, kw_only=True):
+    """An operator takes the handle back."""
+
+    reason: str
+
+
+class GiveGrant(Command, frozen=True, kw_only=True):
+    """An operator lets somebody else use the handle."""
+
+    grant: str
+    to: Binding
+    mode: BindingMode = BindingMode.EXACT
+    rights: tuple[str, ...]
+    until_ms: int = 0
+    reason: str
+
+
+class WithdrawGrant(Command, frozen=True, kw_only=True):
+    """An operator ends a grant."""
+
+    grant: str
+    reason: str
+
+
+class PlaceHold(Command, frozen=True, kw_only=True):
+    """An operator (`by`) has the payloads kept."""
+
+    hold: str
+    by: str
+    reason: str
+    case_id: str = ""
+
+
+class ReleaseHold(Command, frozen=True, kw_only=True):
+    """Another operator (`by`) ends a hold."""
+
+    hold: str
+    by: str
+    reason: str
+
+
+class ShredPayload(Command, frozen=True, kw_only=True):
+    """The retention is over: from the entry on, the task's key is to be destroyed."""
+
+    reason: str
+
+
+Governing: TypeAlias = (
+    ChangeAuthority | RevokeHandle | GiveGrant | WithdrawGrant | PlaceHold | ReleaseHold | ShredPayload
+)
+"""Commands about who may use a task and how long its payloads are kept: they never move its status."""
+
 TaskCommand: TypeAlias = (
+    CreateTask
+    | ReportStatus
+    | RequestInput
+    | RespondToInput
+    | CompleteTask
+    | FailTask
+    | CancelTask
+    | StopTask
+    | ExpireTask
+    | LoseWorker
+    | Governing
+)
+
+
+def decide(command: TaskCommand, task: Task | None) -> tuple[TaskEvent, ...]:
+    """The events that `command` causes in `task` (None: no such task yet)."""
+    if task is None:
+        if isinstance(command, CreateTask):
+            return (_create(command),)
+        return (_refused(command, "none", "no_such_task"),)
+    if isinstance(command, ExpireTask):
+        return _expire(command, task)
+    if isinstance(command, Governing):
+        return _govern(command, task)
+    closed = _closed(command, task)
+    if closed:
+        return (_refused(command, task.status, closed),)
+    return _on_live_task(command, task)
+
+
+_Moving: TypeAlias = (
     CreateTask
     | ReportStatus
     | RequestInput
@@ -159,21 +270,94 @@ TaskCommand: TypeAlias = (
 )
 
 
-def decide(command: TaskCommand, task: Task | None) -> tuple[TaskEvent, ...]:
-    """The events that `command` causes in `task` (None: no such task yet)."""
-    if task is None:
-        if isinstance(command, CreateTask):
-            return (_create(command),)
-        return (_refused(command, "none", "no_such_task"),)
-    if isinstance(command, ExpireTask):
-        return _expire(command, task)
-    closed = _closed(command, task)
-    if closed:
-        return (_refused(command, task.status, closed),)
-    return _on_live_task(command, task)
+def _govern(command: Governing, task: Task) -> tuple[TaskEvent, ...]:  # noqa: PLR0911 - one arm per command
+    at_ms, expired = command.at_ms, task.expired_at_ms is not None
+    match command:
+        case ChangeAuthority():
+            later = (command.token_hash or command.jti) and (command.token_hash, command.jti) != (
+                task.token_hash,
+                task.jti,
+            )
+            same = not later and (task.standing, task.until_s) == (command.standing, command.until_s)
+            unexplained = task.standing is Standing.REVOKED and not command.cause
+            if same or expired or unexplained:
+                return ()
+            return (
+                AuthorityChanged(
+                    at_ms=at_ms,
+                    standing=command.standing,
+                    until_s=command.until_s,
+                    cause=command.cause,
+                    token_hash=command.token_hash,
+                    jti=command.jti,
+                ),
+            )
+        case RevokeHandle():
+            if task.revoked_at_ms is not None:
+                return ()
+            return (
+                _refused(command, task.status, "expired")
+                if expired
+                else HandleRevoked(at_ms=at_ms, reason=command.reason),
+            )
+        case GiveGrant() | WithdrawGrant():
+            return _grant(command, task)
+        case PlaceHold() | ReleaseHold():
+            return _hold(command, task)
+        case ShredPayload():
+            if task.shredded_at_ms is not None:
+                return ()
+            if task.holds:
+                return (_refused(command, task.status, "held"),)
+            return (
+                PayloadShredded(at_ms=at_ms, reason=command.reason)
+                if expired
+                else _refused(command, task.status, "not_expired"),
+            )
+        case _:
+            assert_never(command)
 
 
-def _closed(command: TaskCommand, task: Task) -> str:
+def _grant(command: GiveGrant | WithdrawGrant, task: Task) -> tuple[TaskEvent, ...]:
+    if isinstance(command, WithdrawGrant):
+        if command.grant not in task.grants:
+            return (_refused(command, task.status, "no_such_grant"),)
+        return (GrantWithdrawn(at_ms=command.at_ms, grant=command.grant, reason=command.reason),)
+    if task.expired_at_ms is not None or task.revoked_at_ms is not None:
+        return (_refused(command, task.status, "expired" if task.expired_at_ms is not None else "revoked"),)
+    if command.grant in task.grants or len(task.grants) >= GRANTS_MAX:
+        return (_refused(command, task.status, "grant_exists" if command.grant in task.grants else "too_many_grants"),)
+    return (
+        GrantGiven(
+            at_ms=command.at_ms,
+            grant=command.grant,
+            to=command.to,
+            mode=command.mode,
+            rights=command.rights,
+            until_ms=command.until_ms,
+            reason=command.reason,
+        ),
+    )
+
+
+def _hold(command: PlaceHold | ReleaseHold, task: Task) -> tuple[TaskEvent, ...]:
+    placed_by = task.holds.get(command.hold)
+    if isinstance(command, ReleaseHold):
+        if placed_by is None or placed_by == command.by:
+            return (_refused(command, task.status, "no_such_hold" if placed_by is None else "same_person"),)
+        return (HoldReleased(at_ms=command.at_ms, hold=command.hold, by=command.by, reason=command.reason),)
+    if task.shredded_at_ms is not None:
+        return (_refused(command, task.status, "shredded"),)
+    if placed_by is not None or len(task.holds) >= GRANTS_MAX:
+        return (_refused(command, task.status, "hold_exists" if placed_by is not None else "too_many_holds"),)
+    return (
+        HoldPlaced(
+            at_ms=command.at_ms, hold=command.hold, by=command.by, reason=command.reason, case_id=command.case_id
+        ),
+    )
+
+
+def _closed(command: "_Moving", task: Task) -> str:
     if isinstance(command, CreateTask):
         return "already_created"
     if task.expired_at_ms is not None:
@@ -183,7 +367,7 @@ def _closed(command: TaskCommand, task: Task) -> str:
     return "ttl_elapsed" if command.at_ms >= task.expires_at_ms else ""
 
 
-def _on_live_task(command: TaskCommand, task: Task) -> tuple[TaskEvent, ...]:  # noqa: C901, PLR0911 - one arm per command
+def _on_live_task(command: "_Moving", task: Task) -> tuple[TaskEvent, ...]:  # noqa: C901, PLR0911 - one arm per command
     match command:
         case ReportStatus():
             return _report(command, task)
@@ -198,7 +382,7 @@ def _on_live_task(command: TaskCommand, task: Task) -> tuple[TaskEvent, ...]:  #
         case CancelTask():
             if task.cancel_requested_at_ms is not None:
                 return (_refused(command, task.status, "already_requested"),)
-            return (CancelRequested(at_ms=command.at_ms),)
+            return (CancelRequested(at_ms=command.at_ms, cause=command.cause, reason=command.reason),)
         case StopTask():
             if task.cancel_requested_at_ms is None:
                 return (_refused(command, task.status, "no_cancel_requested"),)
@@ -228,6 +412,8 @@ def _create(command: CreateTask) -> TaskCreated:
         client_features=command.client_features,
         requested_ttl_ms=command.requested_ttl_ms,
         granted_ttl_ms=command.granted_ttl_ms,
+        ttl_set_by=command.ttl_set_by,
+        retention_ms=command.retention_ms,
         poll_interval_ms=command.poll_interval_ms,
         handle=command.handle,
         arguments=command.arguments,

@@ -10,6 +10,8 @@ expired or malformed handle is always the same `TaskNotFound`, with the same tex
     ├── MissingCapability                  -32021    400      no     denial
     ├── HeaderMismatch                     -32020    400      no     denial
     ├── NotAuthorised                      -32001    403      no     denial
+    ├── AuthorityPaused                    -32001    403     yes     denial
+    ├── RateLimited                        -32029    429     yes     denial
     ├── CommandRefusedError                -32600    409      no     refusal
     ├── CommandReused                      -32600    409      no     nothing
     ├── TooLarge                           -32602    413      no     nothing
@@ -28,13 +30,17 @@ NOT_FOUND_TEXT = "Task not found"
 
 
 class TasktrailError(Exception):
-    """Base of all of them. `code` is the JSON-RPC code, `http_status` the HTTP one, `reason` a stable word."""
+    """Base of all of them. `code` is the JSON-RPC code, `http_status` the HTTP one, `reason` a stable word.
+
+    `retry_after_ms`: when it makes sense to send a retriable one again; 0 when nobody knows.
+    """
 
     code: ClassVar[int] = -32603
     http_status: ClassVar[int] = 500
     retriable: ClassVar[bool] = False
     written: ClassVar[str] = "nothing"
     reason: ClassVar[str] = "internal"
+    retry_after_ms: int = 0
 
     @property
     def message(self) -> str:
@@ -101,6 +107,30 @@ class NotAuthorised(TasktrailError):
     http_status = 403
     written = "denial"
     reason = "not_authorised"
+
+
+class AuthorityPaused(TasktrailError):
+    """The creator's authority does not stand, and the policy makes the work wait until it does. Send it again later."""
+
+    code = -32001
+    http_status = 403
+    retriable = True
+    written = "denial"
+    reason = "authority_paused"
+
+
+class RateLimited(TasktrailError):
+    """More than this caller, or its tenant, may have at once or in this time. `retry_after_ms`: when to come again."""
+
+    code = -32029
+    http_status = 429
+    retriable = True
+    written = "denial"
+    reason = "rate_limited"
+
+    def __init__(self, message: str, retry_after_ms: int = 0) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
 
 
 class CommandRefusedError(TasktrailError):

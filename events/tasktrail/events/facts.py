@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from tasktrail.events.authority import Binding, BindingMode, Record
+from tasktrail.events.authority import Binding, BindingMode, Record, Standing
 
 
 class Status(StrEnum):
@@ -41,18 +41,24 @@ class TaskSupport(StrEnum):
     REQUIRED = "required"
 
 
+SCANNED_IN_PART = "scanned_in_part"
+"""The flag of a payload of which only the beginning was looked through for secrets."""
+
+
 class Commitment(Record, frozen=True, kw_only=True):
     """What an event says of a sealed payload.
 
     `sha256` is the hex digest of the ciphertext blob (nonce, ciphertext and tag) and its address in the object
     bucket; `mac` is HMAC-SHA256 of the plaintext under the task's own key, so that short texts cannot be guessed;
-    `size` is the blob's length in bytes.
+    `size` is the blob's length in bytes. `flags` are the kinds of secrets seen in the text before it was sealed, as
+    words, never a part of one; and `SCANNED_IN_PART`. None seen does not prove that there is none.
     """
 
     name: str
     sha256: str
     mac: str
     size: int
+    flags: tuple[str, ...] = ()
 
 
 class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag=True):
@@ -62,7 +68,13 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fi
 
 
 class TaskCreated(Fact, frozen=True, kw_only=True):
-    """A task handle was made for `binding`. `handle` commits to the sealed task id."""
+    """A task handle was made for `binding`. `handle` commits to the sealed task id.
+
+    `requested_ttl_ms` is the wish, `granted_ttl_ms` what was granted, `ttl_set_by` what decided it: `request` or `tool`
+    (whose wish it was), `tool_rule` or `service` (whose default or cap). `retention_ms` is how long the handle opens a
+    task that has ended, by status, never longer than its time to live; and, as `payloads`, how long after the handle's
+    end its key is kept.
+    """
 
     binding: Binding
     binding_mode: BindingMode = BindingMode.EXACT
@@ -76,6 +88,8 @@ class TaskCreated(Fact, frozen=True, kw_only=True):
     client_features: tuple[str, ...] = ()
     requested_ttl_ms: int | None = None
     granted_ttl_ms: int
+    ttl_set_by: str = ""
+    retention_ms: dict[str, int] = {}
     poll_interval_ms: int
     handle: Commitment
     arguments: Commitment | None = None
@@ -133,7 +147,14 @@ class TaskFailed(Fact, frozen=True, kw_only=True):
 
 
 class CancelRequested(Fact, frozen=True, kw_only=True):
-    """Somebody entitled to it asked for the task to stop. What became of that is another fact."""
+    """Somebody entitled to it asked for the task to stop. What became of that is another fact.
+
+    `cause` is empty when the caller asked; otherwise why the task is stopped: authority_lapsed, authority_revoked,
+    handle_revoked or operator; an operator's `reason` is in the operator's own words.
+    """
+
+    cause: str = ""
+    reason: str = ""
 
 
 class TaskCancelled(Fact, frozen=True, kw_only=True):
@@ -150,6 +171,71 @@ class WorkerLost(Fact, frozen=True, kw_only=True):
     """The process doing the work went away. `cause`: shutdown or lease."""
 
     cause: str
+
+
+class AuthorityChanged(Fact, frozen=True, kw_only=True):
+    """The creator's authority over the task stands otherwise than it did.
+
+    `until_s` is when the latest credential ends (epoch seconds, 0 for no end); `cause` is the id of the revocation, or
+    empty when the creator came with a later credential: then `token_hash` and `jti` are that one's.
+    """
+
+    standing: Standing
+    until_s: int = 0
+    cause: str = ""
+    token_hash: str = ""
+    jti: str = ""
+
+
+class HandleRevoked(Fact, frozen=True, kw_only=True):
+    """An operator took the handle back: it opens nothing any more. Not a status; the work may still be running."""
+
+    reason: str
+
+
+class GrantGiven(Fact, frozen=True, kw_only=True):
+    """Somebody else than the creator may use the handle.
+
+    `to` is compared under `mode`; `rights` are of get, update, cancel and subscribe; `until_ms` 0 is the handle's own
+    end.
+    """
+
+    grant: str
+    to: Binding
+    mode: BindingMode = BindingMode.EXACT
+    rights: tuple[str, ...]
+    until_ms: int = 0
+    reason: str
+
+
+class GrantWithdrawn(Fact, frozen=True, kw_only=True):
+    """A grant opens nothing any more."""
+
+    grant: str
+    reason: str
+
+
+class HoldPlaced(Fact, frozen=True, kw_only=True):
+    """The task's payloads are kept, whatever their retention says. `by` names the operator, `case_id` the matter."""
+
+    hold: str
+    by: str
+    reason: str
+    case_id: str = ""
+
+
+class HoldReleased(Fact, frozen=True, kw_only=True):
+    """A hold ended. `by` is another operator than the one who placed it."""
+
+    hold: str
+    by: str
+    reason: str
+
+
+class PayloadShredded(Fact, frozen=True, kw_only=True):
+    """The task's key was destroyed: nothing sealed under it can be read any more. `reason`: retention or operator."""
+
+    reason: str
 
 
 class CommandRefused(Fact, frozen=True, kw_only=True):
@@ -180,7 +266,10 @@ class TaskPolled(Fact, frozen=True, kw_only=True):
 
 
 class ResultDisclosed(Fact, frozen=True, kw_only=True):
-    """Payloads were shown. `nth`: how often this caller has now been shown them; `count` folded showings."""
+    """Payloads were shown.
+
+    `nth`: how often this caller has now been shown them, as the process that showed them counts; `count`: folded ones.
+    """
 
     payloads: tuple[str, ...]
     sha256: tuple[str, ...]
@@ -238,6 +327,41 @@ class QueryRun(Fact, frozen=True, kw_only=True):
     rows: int
 
 
+class PolicyActivated(Fact, frozen=True, kw_only=True):
+    """From here on decisions are made by this policy. `text` is its Cedar source, `sha256` the hex digest of it."""
+
+    version: str
+    sha256: str
+    schema_sha256: str
+    text: str
+    reason: str
+
+
+class PrincipalRevoked(Fact, frozen=True, kw_only=True):
+    """From here on whoever matches is refused. `kind` says which of the members are compared.
+
+    principal: `iss` and `sub`; client: `client_id`, and `iss` when given; token: `token_hash` or `jti` (with `iss`).
+    An empty `tenant` is every tenant.
+    """
+
+    revocation: str
+    kind: str
+    tenant: str = ""
+    iss: str = ""
+    sub: str = ""
+    client_id: str = ""
+    token_hash: str = ""
+    jti: str = ""
+    reason: str
+
+
+class RevocationLifted(Fact, frozen=True, kw_only=True):
+    """A revocation no longer holds. Handles revoked in its wake stay revoked."""
+
+    revocation: str
+    reason: str
+
+
 class EntryRejected(Fact, frozen=True, kw_only=True):
     """A message in the trail's stream that is no entry of ours, or breaks its task's chain."""
 
@@ -259,6 +383,13 @@ TaskEvent: TypeAlias = (
     | TaskCancelled
     | TaskExpired
     | WorkerLost
+    | AuthorityChanged
+    | HandleRevoked
+    | GrantGiven
+    | GrantWithdrawn
+    | HoldPlaced
+    | HoldReleased
+    | PayloadShredded
     | CommandRefused
 )
 """Events on a task's own subject: they carry the chain and decide the task's state."""
@@ -269,4 +400,7 @@ AccessEvent: TypeAlias = TaskPolled | ResultDisclosed | SubscriptionOpened | Sub
 ControlEvent: TypeAlias = AccessDenied | KeyActivated | GapFound | QueryRun | EntryRejected
 """Events of the service as a whole."""
 
-Event: TypeAlias = TaskEvent | AccessEvent | ControlEvent
+GovernanceEvent: TypeAlias = PolicyActivated | PrincipalRevoked | RevocationLifted
+"""Events that every process knows before it decides anything: on subjects of their own, read whole at each start."""
+
+Event: TypeAlias = TaskEvent | AccessEvent | ControlEvent | GovernanceEvent

@@ -15,6 +15,7 @@ TRAIL = "TRAIL"
 KEYS = "KEYS"
 CURRENT = "CURRENT"
 PAYLOADS = "PAYLOADS"
+TIMERS = "TIMERS"
 GENERATION = 1
 
 ANONYMOUS_TENANT = "_"
@@ -23,6 +24,7 @@ DEFAULT_TENANT = "default"
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _ENCODED = "x-"
 _ID_BYTES = 20
+_KINDS = frozenset({"task", "access", "denied", "control", "governance"})
 TASK_ID_LENGTH = 32
 _TASK_ID = re.compile(rf"[a-z2-7]{{{TASK_ID_LENGTH}}}")
 
@@ -117,13 +119,17 @@ def control_subject(tenant: str) -> str:
     return f"trail.{GENERATION}.control.{tenant_token(tenant)}"
 
 
+def governance_subject(tenant: str) -> str:
+    """Policies and revocations: read whole by every process at its start, so nothing else lives here."""
+    return f"trail.{GENERATION}.governance.{tenant_token(tenant)}"
+
+
 def key_subject(ref: str) -> str:
     """Where a task's wrapped key lives in the stream KEYS."""
     return f"keys.{GENERATION}.{ref}"
 
 
 def kind_of(subject: str) -> str:
-    """`task`, `access`, `denied` or `control`; empty for a subject that is none of ours."""
+    """`task`, `access`, `denied`, `control` or `governance`; empty for a subject that is none of ours."""
     parts = subject.split(".")
-    known = len(parts) >= 4 and parts[0] == "trail" and parts[2] in {"task", "access", "denied", "control"}  # noqa: PLR2004
-    return parts[2] if known else ""
+    return parts[2] if len(parts) >= 4 and parts[0] == "trail" and parts[2] in _KINDS else ""  # noqa: PLR2004

@@ -13,16 +13,23 @@ from typing import TypeAlias, assert_never
 
 import msgspec
 
-from tasktrail.events.authority import Binding, BindingMode, Record
+from tasktrail.events.authority import Binding, BindingMode, Record, Standing
 from tasktrail.events.entry import GENESIS, Entry
 from tasktrail.events.errors import ChainBroken
 from tasktrail.events.facts import (
+    AuthorityChanged,
     CancelRequested,
     CommandRefused,
     Commitment,
+    GrantGiven,
+    GrantWithdrawn,
+    HandleRevoked,
+    HoldPlaced,
+    HoldReleased,
     InputIgnored,
     InputRequested,
     InputResponded,
+    PayloadShredded,
     Status,
     StatusReported,
     TaskCancelled,
@@ -32,6 +39,7 @@ from tasktrail.events.facts import (
     TaskExpired,
     TaskFailed,
     TaskResumed,
+    TaskSupport,
     UnknownEvent,
     WorkerLost,
 )
@@ -69,20 +77,48 @@ class Accepted(Record, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class Grant(Record, frozen=True, kw_only=True):
+    """Who else may use the handle, for what, until when (epoch milliseconds, 0: as long as the handle lives)."""
+
+    to: Binding
+    mode: BindingMode
+    rights: tuple[str, ...]
+    until_ms: int = 0
+
+
 class Task(Record, frozen=True, kw_only=True):
-    """The state of one task. `seq` counts its entries; `leaf` is the hash of the last one."""
+    """The state of one task. `seq` counts its entries; `leaf` is the hash of the last one.
+
+    `expires_at_ms` is when the handle ends: the granted time to live, or the retention of the status it ended in when
+    that is sooner; `ttl_ms` is that from its creation. `until_s` is when the creator's latest credential ends (epoch
+    seconds, 0 for no end), `token_hash` and `jti` are that one's; the creating one's are kept as `created_token_hash`
+    and `created_jti` once a later one took its place. `standing_cause` is the revocation that `standing` is as it is
+    for. `holds` maps a hold to the operator who placed it.
+    """
 
     created_by: str = ""
     binding: Binding
     binding_mode: BindingMode
     server: str
     tool: str
+    tool_sha256: str = ""
+    task_support: TaskSupport = TaskSupport.OPTIONAL
     status: Status
     created_at_ms: int
     last_updated_at_ms: int
     expires_at_ms: int
     ttl_ms: int
     poll_interval_ms: int
+    retention_ms: dict[str, int] = {}
+    until_s: int = 0
+    token_hash: str = ""
+    jti: str = ""
+    created_token_hash: str = ""
+    created_jti: str = ""
+    standing: Standing = Standing.VALID
+    standing_cause: str = ""
+    grants: dict[str, Grant] = {}
+    holds: dict[str, str] = {}
     handle: Commitment
     arguments: Commitment | None = None
     message: Commitment | None = None
@@ -91,7 +127,9 @@ class Task(Record, frozen=True, kw_only=True):
     is_error: bool = False
     error: Commitment | None = None
     cancel_requested_at_ms: int | None = None
+    revoked_at_ms: int | None = None
     expired_at_ms: int | None = None
+    shredded_at_ms: int | None = None
     seq: int = 0
     leaf: str = GENESIS
     commands: dict[str, Accepted] = {}
@@ -113,12 +151,15 @@ def _created(event: TaskCreated) -> Task:
         binding_mode=event.binding_mode,
         server=event.server,
         tool=event.tool,
+        tool_sha256=event.tool_sha256,
+        task_support=event.task_support,
         status=Status.WORKING,
         created_at_ms=event.at_ms,
         last_updated_at_ms=event.at_ms,
         expires_at_ms=event.at_ms + event.granted_ttl_ms,
         ttl_ms=event.granted_ttl_ms,
         poll_interval_ms=event.poll_interval_ms,
+        retention_ms=event.retention_ms,
         handle=event.handle,
         arguments=event.arguments,
     )
@@ -154,21 +195,74 @@ def evolve(task: Task | None, event: OnTask) -> Task:  # noqa: C901, PLR0911, PL
         case TaskResumed():
             return _touched(task, event.at_ms, status=Status.WORKING)
         case TaskCompleted():
-            return _touched(
-                task, event.at_ms, status=Status.COMPLETED, result=event.result, is_error=event.is_error, message=None
-            )
+            return _ended(task, event.at_ms, Status.COMPLETED, result=event.result, is_error=event.is_error)
         case TaskFailed():
-            return _touched(task, event.at_ms, status=Status.FAILED, error=event.error, message=None)
+            return _ended(task, event.at_ms, Status.FAILED, error=event.error)
         case TaskCancelled():
-            return _touched(task, event.at_ms, status=Status.CANCELLED, message=None)
+            return _ended(task, event.at_ms, Status.CANCELLED)
         case CancelRequested():
             return msgspec.structs.replace(task, cancel_requested_at_ms=event.at_ms)
         case TaskExpired():
             return msgspec.structs.replace(task, expired_at_ms=event.at_ms)
+        case AuthorityChanged() | HandleRevoked() | GrantGiven() | GrantWithdrawn():
+            return _governed(task, event)
+        case HoldPlaced():
+            return msgspec.structs.replace(task, holds={**task.holds, event.hold: event.by})
+        case HoldReleased():
+            return msgspec.structs.replace(task, holds={k: by for k, by in task.holds.items() if k != event.hold})
+        case PayloadShredded():
+            return msgspec.structs.replace(task, shredded_at_ms=event.at_ms)
         case InputIgnored() | CommandRefused() | WorkerLost() | UnknownEvent():
             return task
         case _:
             assert_never(event)
+
+
+def _governed(task: Task, event: AuthorityChanged | HandleRevoked | GrantGiven | GrantWithdrawn) -> Task:
+    """The state after somebody's right to it changed; its status and `last_updated_at_ms` do not."""
+    match event:
+        case AuthorityChanged():
+            changed = msgspec.structs.replace(
+                task, standing=event.standing, standing_cause=event.cause, until_s=event.until_s
+            )
+            return _standing_on(changed, event.token_hash, event.jti)
+        case HandleRevoked():
+            return msgspec.structs.replace(task, revoked_at_ms=event.at_ms)
+        case GrantGiven():
+            grant = Grant(to=event.to, mode=event.mode, rights=event.rights, until_ms=event.until_ms)
+            return msgspec.structs.replace(task, grants={**task.grants, event.grant: grant})
+        case GrantWithdrawn():
+            left = {name: grant for name, grant in task.grants.items() if name != event.grant}
+            return msgspec.structs.replace(task, grants=left)
+        case _:
+            assert_never(event)
+
+
+def _standing_on(task: Task, token_hash: str, jti: str) -> Task:
+    """The state with the credential it stands on from here on, unless that is not said; the creating one is kept."""
+    if not (token_hash or jti) or (token_hash, jti) == (task.token_hash, task.jti):
+        return task
+    first = (task.token_hash, task.jti)
+    if task.created_token_hash or task.created_jti:
+        first = (task.created_token_hash, task.created_jti)
+    return msgspec.structs.replace(
+        task, token_hash=token_hash, jti=jti, created_token_hash=first[0], created_jti=first[1]
+    )
+
+
+def _ended(task: Task, at_ms: int, status: Status, **changes: object) -> Task:
+    """The state after the task ended: its handle opens it for the retention of that status, if that is sooner."""
+    kept_ms = task.retention_ms.get(status.value)
+    expires_at_ms = task.expires_at_ms if kept_ms is None else min(task.expires_at_ms, at_ms + kept_ms)
+    return _touched(
+        task,
+        at_ms,
+        status=status,
+        message=None,
+        expires_at_ms=expires_at_ms,
+        ttl_ms=expires_at_ms - task.created_at_ms,
+        **changes,
+    )
 
 
 def _touched(task: Task, at_ms: int, **changes: object) -> Task:
@@ -222,8 +316,18 @@ def apply(task: Task | None, entry: Entry, leaf: str) -> Task:
     commands[entry.id] = Accepted(sha256=entry.command_sha256, outcome=outcome, reason=reason)
     while len(commands) > COMMANDS_KEPT:
         del commands[next(iter(commands))]
+    if task is None:
+        state = _with_credential(state, entry)
+    return msgspec.structs.replace(state, seq=entry.task_seq, leaf=leaf, commands=commands)
+
+
+def _with_credential(task: Task, entry: Entry) -> Task:
+    """A new task with what its creating entry says of the creator's credential."""
+    credential = entry.authority.credential
+    if credential is None:
+        return msgspec.structs.replace(task, created_by=entry.id)
     return msgspec.structs.replace(
-        state, created_by=state.created_by or entry.id, seq=entry.task_seq, leaf=leaf, commands=commands
+        task, created_by=entry.id, until_s=credential.exp, token_hash=credential.token_hash, jti=credential.jti
     )
 
 

@@ -14,7 +14,7 @@ from tasktrail.events.entry import Entry
 from tasktrail.events.facts import Commitment
 from tasktrail.events.task import Task, apply
 
-FORMAT = 1
+FORMAT = 2
 """Changes when a stored state could not be read by the code before; then the bucket is rebuilt."""
 
 

@@ -42,6 +42,7 @@ from tasktrail.mcp import wire
 from tasktrail.mcp.callers import call, caller, handle_text, words
 from tasktrail.mcp.link import ConnectedLink, EmbeddedLink, Link, patiently
 from tasktrail.mcp.listening import TaskStream, wanted, wants_tasks
+from tasktrail.mcp.recording import App, Recording
 from tasktrail.mcp.running import Run
 from tasktrail.services import messages
 from tasktrail.services.clock import now_ms
@@ -81,8 +82,9 @@ class Tasks(Extension):
 
     identifier = wire.EXTENSION
 
-    def __init__(self, link: Link, tools: Mapping[str, str | ToolPolicy]) -> None:
+    def __init__(self, link: Link, tools: Mapping[str, str | ToolPolicy], *, forward_tokens: bool = False) -> None:
         self._link = link
+        self._forward = forward_tokens
         self._tools = {name: _policy(name, said) for name, said in tools.items()}
         self._server: MCPServer[Any] | None = None
         self._runs: dict[str, Run] = {}
@@ -90,13 +92,20 @@ class Tasks(Extension):
 
     @classmethod
     def connect(
-        cls, target: str | Path | None = None, *, server: str = "", tools: Mapping[str, str | ToolPolicy]
+        cls,
+        target: str | Path | None = None,
+        *,
+        server: str = "",
+        tools: Mapping[str, str | ToolPolicy],
+        forward_tokens: bool = False,
     ) -> "Tasks":
         """Connect to a running tasktrail.
 
         `target` is a `nats://` URL (several with commas) or the `adapter.json` that `tasktrail up` wrote; default: the
         environment's TASKTRAIL_CONNECT. `server` names this MCP server on the trail; default: the MCPServer's name.
-        `tools` says which tools are `optional`, `required` or `forbidden` (the default) as tasks.
+        `tools` says which tools are `optional`, `required` or `forbidden` (the default) as tasks. `forward_tokens`:
+        give tasktrail each caller's bearer token to verify for itself, instead of this server's word on who calls; the
+        token is kept nowhere (docs/identity.md).
 
         Raises:
             InvalidRequest: the target or a tool's support is not of this form.
@@ -105,14 +114,19 @@ class Tasks(Extension):
         if not text:
             message = f"say where tasktrail is: Tasks.connect('nats://…') or the environment's {URL_VARIABLE}"
             raise InvalidRequest(message)
-        return cls(ConnectedLink(Connection.from_text(text), server), tools)
+        return cls(ConnectedLink(Connection.from_text(text), server), tools, forward_tokens=forward_tokens)
 
     @classmethod
     def embed(
-        cls, data: str | Path = ".tasktrail", *, server: str = "", tools: Mapping[str, str | ToolPolicy]
+        cls,
+        data: str | Path = ".tasktrail",
+        *,
+        server: str = "",
+        tools: Mapping[str, str | ToolPolicy],
+        forward_tokens: bool = False,
     ) -> "Tasks":
-        """Run a whole tasktrail in this process, its data in the directory `data`. `server`, `tools`: as `connect`."""
-        return cls(EmbeddedLink(Path(data), server), tools)
+        """Run a whole tasktrail in this process, its data in the directory `data`. The others: as `connect`."""
+        return cls(EmbeddedLink(Path(data), server), tools, forward_tokens=forward_tokens)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, server: MCPServer[Any]) -> AsyncGenerator[dict[str, Any]]:
@@ -157,6 +171,13 @@ class Tasks(Extension):
                 await asyncio.gather(*losing, return_exceptions=True)
         self._runs.clear()
 
+    def recording(self, app: App) -> Recording:
+        """This server's ASGI application, with the requests that it turns away itself (401, 403) put on the trail."""
+        return Recording(app, self._link, forward=self._forward)
+
+    def _caller(self) -> messages.Caller:
+        return caller(forward=self._forward)
+
     def _signalled(self, ref: str, signal: Signal) -> None:
         run = self._runs.get(ref)
         if run is not None:
@@ -198,7 +219,7 @@ class Tasks(Extension):
         """Make the task and begin its work: not interrupted by a client that goes away meanwhile."""
         extensions, features = _capabilities(ctx)
         said = messages.CreateTask(
-            caller=caller(),
+            caller=self._caller(),
             call=call(ctx),
             command_id=secrets.token_hex(16),
             tool=params.name,
@@ -241,7 +262,9 @@ class Tasks(Extension):
 
     async def _get(self, ctx: Context, params: TaskParams) -> HandlerResult:
         handle = await self._handle(ctx, params)
-        view: TaskView = await self._request("get", messages.GetTask(caller=caller(), call=call(ctx), task_id=handle))
+        view: TaskView = await self._request(
+            "get", messages.GetTask(caller=self._caller(), call=call(ctx), task_id=handle)
+        )
         return wire.got(view)
 
     async def _update(self, ctx: Context, params: UpdateParams) -> HandlerResult:
@@ -250,7 +273,7 @@ class Tasks(Extension):
         if not isinstance(responses, Mapping):
             raise MCPError(INVALID_PARAMS, "inputResponses is not an object")
         said = messages.UpdateTask(
-            caller=caller(),
+            caller=self._caller(),
             call=call(ctx),
             command_id=secrets.token_hex(16),
             task_id=handle,
@@ -261,7 +284,9 @@ class Tasks(Extension):
 
     async def _cancel(self, ctx: Context, params: TaskParams) -> HandlerResult:
         handle = await self._handle(ctx, params)
-        said = messages.CancelTask(caller=caller(), call=call(ctx), command_id=secrets.token_hex(16), task_id=handle)
+        said = messages.CancelTask(
+            caller=self._caller(), call=call(ctx), command_id=secrets.token_hex(16), task_id=handle
+        )
         await self._request("cancel", said)
         return {"resultType": "complete"}
 
@@ -285,7 +310,7 @@ class Tasks(Extension):
 
     async def _refuse(self, ctx: Context, code: int, reason: str, handle: str) -> None:
         """Put on the trail that this server turned a request away."""
-        said = messages.ReportRefusal(caller=caller(), call=call(ctx), code=code, reason=reason, task_id=handle)
+        said = messages.ReportRefusal(caller=self._caller(), call=call(ctx), code=code, reason=reason, task_id=handle)
         await self._request("refusal", said)
 
     async def _request(self, action: str, said: messages.Said) -> Any:  # noqa: ANN401 - the action's reply
@@ -301,7 +326,7 @@ class Tasks(Extension):
         if not _declared(ctx):
             await self._refuse_undeclared(ctx, "")
         try:
-            return await TaskStream(self._link, ctx, caller(), call(ctx)).serve(wanted(ctx), call_next)
+            return await TaskStream(self._link, ctx, self._caller(), call(ctx)).serve(wanted(ctx), call_next)
         except TasktrailError as error:
             raise _rpc_error(error) from error
 
@@ -348,4 +373,7 @@ def _rpc_error(error: TasktrailError) -> MCPError:
     """An error as JSON-RPC: a handle that opens nothing gets the same bytes whatever the reason."""
     if isinstance(error, TaskNotFound) or (error.code == TaskNotFound.code and not error.retriable):
         return MCPError(error.code, error.message)
-    return MCPError(error.code, error.message, {"retriable": error.retriable, "written": error.written})
+    data: dict[str, Any] = {"retriable": error.retriable, "written": error.written}
+    if error.retry_after_ms:
+        data["retryAfterMs"] = error.retry_after_ms
+    return MCPError(error.code, error.message, data)

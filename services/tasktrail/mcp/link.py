@@ -9,6 +9,7 @@ an error of `tasktrail.events.errors`; signals may be lost and are only ever a r
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,15 @@ from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError, NoRespondersError, OutboundBufferLimitError
 
 from tasktrail.events import errors
-from tasktrail.events.errors import InvalidRequest, MaybeWritten, NothingWritten, TasktrailError, TooLarge
+from tasktrail.events.errors import (
+    AuthorityPaused,
+    InvalidRequest,
+    MaybeWritten,
+    NothingWritten,
+    RateLimited,
+    TasktrailError,
+    TooLarge,
+)
 from tasktrail.events.subjects import tenant_token
 from tasktrail.services.connection import Connection
 from tasktrail.services.messages import ACTIONS, SIGNALS, Failed, Said, Signal, command_subject
@@ -215,22 +224,56 @@ def answered(action: str, body: bytes) -> Any:  # noqa: ANN401 - the action's re
     kind: type[TasktrailError] = _KINDS.get(said.reason) or type("RemoteError", (RemoteError,), facts)
     error = BaseException.__new__(kind)
     Exception.__init__(error, said.message)
+    error.retry_after_ms = said.retry_after_ms
     raise error
 
 
-async def patiently(link: Link, action: str, said: Said, *, until_ms: int, now_ms: Callable[[], int]) -> Any:  # noqa: ANN401
-    """Carry an action out, again and again while the trail is away, until `until_ms`: no result is lost to an outage.
+PAUSE_MAX_S = 2.0
+"""Between two tries where nobody says how long to wait."""
+
+RETRY_AFTER_MAX_S = 60.0
+"""Between two tries, whatever was said."""
+
+_WAITING_FOR = {
+    AuthorityPaused.reason: "waits until the creator's authority stands",
+    RateLimited.reason: "waits its turn",
+}
+
+
+async def patiently(  # noqa: PLR0913 - a request, and until when
+    link: Link,
+    action: str,
+    said: Said,
+    *,
+    until_ms: int,
+    now_ms: Callable[[], int],
+    unless: asyncio.Event | None = None,
+) -> Any:  # noqa: ANN401 - the action's reply
+    """Carry an action out, again and again while it cannot be, until `until_ms`: no result is lost to an outage.
+
+    Between two tries it waits as long as it was told to, `RETRY_AFTER_MAX_S` at most. What policy makes wait for the
+    creator's authority is given up once `unless` is set.
 
     Raises:
         TasktrailError: what is not retriable, or the last retriable one.
     """
-    pause_s = 0.05
+    unless = unless or asyncio.Event()
+    pause_s, reason = 0.05, ""
     while True:
         try:
             return await link.request(action, said)
         except TasktrailError as error:
-            if not error.retriable or now_ms() >= until_ms:
+            left_s, paused = (until_ms - now_ms()) / 1000, isinstance(error, AuthorityPaused)
+            if not error.retriable or left_s <= 0 or (paused and unless.is_set()):
                 raise
-            _log.warning("%s of a task waits for the trail: %s", action, error.reason)
-        await asyncio.sleep(pause_s)
-        pause_s = min(2 * pause_s, 2.0)
+            if error.reason != reason:
+                reason = error.reason
+                _log.warning("%s of a task %s: %s", action, _WAITING_FOR.get(reason, "waits for the trail"), reason)
+            wait_s = min(max(pause_s, error.retry_after_ms / 1000), RETRY_AFTER_MAX_S, left_s)
+        if paused:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await unless.wait()
+        else:
+            await asyncio.sleep(wait_s)
+        pause_s = min(2 * pause_s, PAUSE_MAX_S)

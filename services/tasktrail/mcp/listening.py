@@ -33,6 +33,7 @@ from tasktrail.mcp import wire
 from tasktrail.mcp.callers import handle_text
 from tasktrail.mcp.link import Link
 from tasktrail.services import messages
+from tasktrail.services.ending import end
 from tasktrail.services.messages import Call, Caller, Granted, Signal, TaskView
 
 _log = logging.getLogger(__name__)
@@ -128,8 +129,7 @@ class TaskStream:
         try:
             return await call_next(replace(self._ctx, session=session))
         finally:
-            pushing.cancel()
-            await asyncio.gather(pushing, return_exceptions=True)
+            await end(pushing)
 
     async def _push_after(self, acknowledged: asyncio.Event) -> None:
         await acknowledged.wait()

@@ -2,8 +2,8 @@
 
 Guarantees: `ctx.elicit`, `ctx.session.create_message` and `ctx.report_progress` of the official SDK work unchanged, as
 the task's input requests and status messages; a client is asked only what it declared that it can be asked; a tool that
-returns `InputRequiredResult` is entered again with the answers; cancelling the task cancels the tool; the outcome is
-reported until the trail has it.
+returns `InputRequiredResult` is entered again with the answers; cancelling the task cancels the tool, also while policy
+makes its work wait; the outcome is reported until the trail has it, or nobody wants it any more.
 
     run = Run(work, view, params, ctx)
     run.begin()
@@ -43,7 +43,7 @@ from mcp_types import (
     UrlElicitationCapability,
 )
 
-from tasktrail.events.errors import TasktrailError
+from tasktrail.events.errors import AuthorityPaused, TasktrailError
 from tasktrail.mcp.link import Link, patiently
 from tasktrail.services import messages
 from tasktrail.services.clock import now_ms
@@ -87,6 +87,8 @@ class Run:
         self._said: str | None = None
         self._stopped = False
         self._in_thread, self._unstoppable = in_thread, False
+        self._live = True
+        self._unwanted = asyncio.Event()
         self._nudged = asyncio.Event()
         self._tool: asyncio.Task[CallToolResult] | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -99,9 +101,15 @@ class Run:
 
     def signalled(self, signal: Signal) -> None:
         """The task moved: look, and stop at once when it is to stop."""
-        if signal.cancel_requested or not signal.live:
-            self._stop_tool()
+        self._heed(signal)
         self._nudged.set()
+
+    def _heed(self, seen: Signal | WorkView) -> None:
+        """Stop when the task is to stop, or has ended."""
+        self._live = self._live and seen.live
+        if seen.cancel_requested or not seen.live:
+            self._unwanted.set()
+            self._stop_tool()
 
     def _stop_tool(self) -> None:
         """Tell the tool to stop: once, for a second time would break into what it does to clean up."""
@@ -215,6 +223,7 @@ class Run:
 
     async def _follow(self) -> None:
         """Pass on what the tool says, and what the client answers, while the tool runs."""
+        why = ""
         while True:
             try:
                 async with asyncio.timeout(LOOK_EVERY_S):
@@ -224,29 +233,49 @@ class Run:
             self._nudged.clear()
             try:
                 await self._exchange()
+                why = ""
             except TasktrailError as error:
-                _log.warning("task %s: %s", self.ref, error.message)
+                if error.reason != why:  # the same again and again, perhaps for hours, says nothing new
+                    _log.warning("task %s: %s", self.ref, error.message)
+                why = error.reason
             await asyncio.sleep(REPORT_EVERY_S if self._said is None and not self._waiting else 0.01)
 
     async def _exchange(self) -> None:
+        """Report, or look. A report that must wait is the next round's, unless there is news; now look all the same."""
         said, self._said = self._said, None
+        waits: TasktrailError | None = None
         if said is not None:
             report = messages.ReportStatus(task_ref=self.ref, command_id=_command_id(), message=said)
-            view: WorkView = await self._say("report", report)
+            try:
+                self._take(await self._link.request("report", report))
+            except TasktrailError as error:
+                if not error.retriable:
+                    raise
+                waits = error
+                if self._said is None:
+                    self._said = said
             await asyncio.sleep(REPORT_EVERY_S)
-        else:
-            view = await self._link.request("collect", messages.CollectInput(task_ref=self.ref))
+        if said is None or waits is not None:
+            self._take(await self._link.request("collect", messages.CollectInput(task_ref=self.ref)))
+        if waits is not None:
+            raise waits
+
+    def _take(self, view: WorkView) -> None:
+        """Pass the answers on, and stop when the task is to stop."""
         for key, answer in view.answers.items():
             future = self._waiting.pop(key, None)
             if future is not None and not future.done():
                 future.set_result(answer)
-        if view.cancel_requested or not view.live:
-            self._stop_tool()
+        self._heed(view)
 
     async def _report(self, tool: "asyncio.Task[CallToolResult]") -> None:
         """What became of the tool, on the trail; an outcome that does not fit in is recorded as one that failed."""
         try:
-            await self._say(*self._outcome(tool))
+            await self._say(*self._outcome(tool), unless=self._unwanted)
+        except AuthorityPaused:
+            if not (self._unwanted.is_set() and self._live):
+                raise
+            await self._say("stop", messages.StopTask(task_ref=self.ref, command_id=_command_id()))
         except Exception as unfit:
             if isinstance(unfit, TasktrailError) and unfit.retriable:
                 raise
@@ -279,8 +308,10 @@ class Run:
         text = str(failure) if isinstance(failure, ToolError) else f"Error executing tool {self._params.name}"
         return CallToolResult(content=[TextContent(type="text", text=text)], is_error=True)
 
-    async def _say(self, action: str, said: messages.Said) -> WorkView:
-        view: WorkView = await patiently(self._link, action, said, until_ms=self._until_ms, now_ms=now_ms)
+    async def _say(self, action: str, said: messages.Said, *, unless: asyncio.Event | None = None) -> WorkView:
+        view: WorkView = await patiently(
+            self._link, action, said, until_ms=self._until_ms, now_ms=now_ms, unless=unless
+        )
         if view.outcome == "refused":
             _log.info("task %s: %s refused: %s", self.ref, action, view.reason)
         return view

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from faststream.nats import NatsBroker
-from faststream.security import BaseSecurity, SASLPlaintext
+from faststream.nats.security import NatsCredentials, NatsNKey, NatsUserPassword
+from faststream.security import BaseSecurity
 from nats.aio.client import DEFAULT_INBOX_PREFIX
 from nats.errors import TimeoutError as NatsTimeout
 
-from tasktrail.services.connection import Connection
+from tasktrail.services.connection import Connection, Secret
 
 _log = logging.getLogger(__name__)
 
@@ -52,12 +53,9 @@ RAW = RawCodec()
 
 def make_bus(connection: Connection) -> NatsBroker:
     """A FastStream broker on the same servers and user as the service's own connection."""
-    security: BaseSecurity | None = None
-    if connection.user:
-        security = SASLPlaintext(username=connection.user, password=connection.password)
     return NatsBroker(
         connection.servers,
-        security=security,
+        security=_security(connection),
         apply_types=False,  # injecting a handler's arguments runs each message through a thread
         name="tasktrail",
         inbox_prefix=connection.inbox_prefix or DEFAULT_INBOX_PREFIX.decode(),
@@ -71,6 +69,14 @@ def make_bus(connection: Connection) -> NatsBroker:
         reconnected_cb=_quiet,
         closed_cb=_quiet,
     )
+
+
+def _security(connection: Connection) -> BaseSecurity | None:
+    """The connection's credential, as the framework takes it."""
+    if connection.credentials:
+        kind = NatsNKey if connection.secret() is Secret.NKEY else NatsCredentials
+        return kind.from_file(connection.credentials)
+    return NatsUserPassword(connection.user, connection.password) if connection.user else None
 
 
 def keep_what_was_fetched(subscription: Any) -> None:  # noqa: ANN401 - nats-py's pull subscription, as FastStream holds it

@@ -13,10 +13,13 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TypeAlias
 
 import msgspec
 from faststream.nats import NatsBroker, NatsMessage
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 
 from tasktrail.events.errors import InvalidRequest, NothingWritten, TasktrailError
 from tasktrail.events.subjects import token_text
@@ -29,7 +32,9 @@ from tasktrail.services.messages import ACTIONS, COMMANDS, Failed
 _log = logging.getLogger(__name__)
 
 QUEUE = "tasktrail"
-WORKERS = 64
+AT_ONCE = 1_024
+"""Requests being answered; each caller has its own few (`limits.turn`), so that one caller's flood delays itself."""
+DRAIN_S = 2.0
 ENVELOPE_BYTES = 64 * 1024
 DEPTH_MAX = 512
 LARGE_BYTES = 256 * 1024
@@ -39,20 +44,50 @@ _SAID_MAX = 300
 _INBOX = re.compile(r"_INBOX[A-Za-z0-9_-]{0,128}(\.[A-Za-z0-9_-]{1,128}){1,8}")
 
 
-def serve(bus: NatsBroker, desk: Desk, *, payload_max_bytes: int) -> None:
-    """Register the endpoint on the bus."""
-    turns = _Turns()
+Publish: TypeAlias = Callable[[str, bytes], Awaitable[None]]
 
-    async def answer(msg: NatsMessage) -> bytes:
-        if not _INBOX.fullmatch(msg.reply_to):
+
+class Endpoint:
+    """Answers requests, each in a task of its own: the broker's next one is taken at once, whoever sent the last."""
+
+    def __init__(self, desk: Desk, publish: Publish, *, payload_max_bytes: int) -> None:
+        self._desk, self._publish, self._bytes_max = desk, publish, payload_max_bytes + ENVELOPE_BYTES
+        self._turns = _Turns()
+        self._answering: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    async def take(self, msg: NatsMessage) -> None:
+        """Begin to answer a request; while `AT_ONCE` are being answered, wait for one of them."""
+        reply_to, msg.reply_to = msg.reply_to, ""  # the answer is ours to send, not the framework's
+        if not _INBOX.fullmatch(reply_to):
             _log.warning("a request without an inbox to answer to is not carried out")
-            msg.reply_to = ""
-            return b""
-        raw = msg.raw_message
-        subject, body = getattr(raw, "subject", ""), getattr(raw, "data", b"")
+            return
+        task = asyncio.create_task(self._answer(msg.raw_message, reply_to))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+        if len(self._answering) >= AT_ONCE:
+            await asyncio.wait(self._answering, return_when=asyncio.FIRST_COMPLETED)
+
+    async def drain(self) -> None:
+        """Answer what is being carried out, and tell whoever still comes to come again."""
+        self._stopping = True
+        if self._answering:
+            await asyncio.wait(self._answering, timeout=DRAIN_S)
+
+    async def _answer(self, msg: Msg, reply_to: str) -> None:
+        answer = await self._answered(msg.subject, msg.data)
         try:
-            async with turns.taken(len(body)):
-                done = await _carry_out(desk, subject, body, payload_max_bytes + ENVELOPE_BYTES)
+            await self._publish(reply_to, answer)
+        except NatsError as error:
+            _log.warning("an answer of %d bytes could not be sent: %s", len(answer), error)
+
+    async def _answered(self, subject: str, body: bytes) -> bytes:
+        if self._stopping:
+            stopping = NothingWritten("this tasktrail is stopping; nothing was written. Send it again")
+            return _encode({"error": failed(stopping)})
+        try:
+            async with self._turns.taken(len(body)):
+                done = await _carry_out(self._desk, subject, body, self._bytes_max)
         except TasktrailError as error:
             return _encode({"error": failed(error)})
         except Exception:  # noqa: BLE001 - the caller gets an answer whatever happens; the log has the rest
@@ -60,7 +95,12 @@ def serve(bus: NatsBroker, desk: Desk, *, payload_max_bytes: int) -> None:
             return _encode({"error": failed(TasktrailError("internal error; the service's log has it"))})
         return _encode({"ok": done})
 
-    bus.subscriber(f"{COMMANDS}.*.*", queue=QUEUE, max_workers=WORKERS, codec=RAW)(answer)
+
+def serve(bus: NatsBroker, desk: Desk, publish: Publish, *, payload_max_bytes: int) -> Endpoint:
+    """Register the endpoint on the bus, with what its answers are sent by; drain it before the bus stops."""
+    endpoint = Endpoint(desk, publish, payload_max_bytes=payload_max_bytes)
+    bus.subscriber(f"{COMMANDS}.*.*", queue=QUEUE, codec=RAW)(endpoint.take)
+    return endpoint
 
 
 class _Turns:
@@ -118,6 +158,7 @@ def failed(error: TasktrailError) -> Failed:
         code=error.code,
         retriable=error.retriable,
         written=error.written,
+        retry_after_ms=error.retry_after_ms,
     )
 
 

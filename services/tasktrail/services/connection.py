@@ -1,14 +1,24 @@
 """How to reach NATS: servers and credentials, from settings, a file that `up` wrote, or a URL.
 
-Guarantees: needs nats-py and msgspec only; credentials are never shown by `repr`; reconnects for ever.
+Guarantees: credentials are never shown by `repr`, and none are read from a file that others can read; reconnects for
+ever. Needs nats-py and msgspec only; for a credentials file also nkeys, which is in `tasktrail[nkeys]`.
 
     connection = Connection.from_text("nats://adapter:secret@127.0.0.1:4222")
     nc = await connection.connect(name="reports")
+
+A connection file is JSON with these members; a path in it is relative to it:
+
+    {"servers": ["tls://nats.example:4222"], "credentials": "reports.nk", "inbox_prefix": "_INBOX.reports"}
 """
 
 import asyncio
+import importlib.util
 import logging
+import os
+import re
+import stat
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -25,8 +35,25 @@ QUIET_S = 30.0
 """A connection that keeps failing for the same reason says so this often."""
 
 
+_OTHERS = 0o077
+_CREDENTIALS_BYTES_MAX = 64 * 1024
+_SEED = re.compile(rb"SU[A-Z2-7]{56}")
+_JWT = b"BEGIN NATS USER JWT"
+
+
+class Secret(StrEnum):
+    """What a NATS credentials file holds."""
+
+    NKEY = "nkey"  # the seed of a user's nkey, alone (ADR-14 of NATS)
+    JWT = "jwt"  # a user's JWT and its seed, as `nsc` writes them
+
+
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
-    """Servers (URLs without credentials), and at most one kind of credential."""
+    """Servers (URLs without credentials), and at most one kind of credential.
+
+    `credentials` is the path of a file with an nkey's seed or of a `.creds` file; `inbox_prefix` is where replies come
+    to, which the user's permissions have to allow.
+    """
 
     servers: list[str]
     user: str = ""
@@ -60,7 +87,7 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def _from_file(cls, path: Path) -> "Connection":
         try:
-            return msgspec.json.decode(path.read_bytes(), type=cls)
+            found = msgspec.json.decode(path.read_bytes(), type=cls)
         except OSError as error:
             url = f"nats://{path}" if ":" in str(path) else "nats://host:4222"
             message = (
@@ -71,6 +98,44 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
         except msgspec.DecodeError as error:
             message = f"{path} is no connection file ({error}); start `tasktrail up` again to have it written anew"
             raise InvalidRequest(message) from None
+        if found.credentials:
+            found = msgspec.structs.replace(found, credentials=str(path.parent / found.credentials))
+        return found
+
+    def secret(self) -> Secret:
+        """What the credentials file, which there must be, holds.
+
+        Raises:
+            InvalidRequest: it holds neither, cannot be read, or can be by others; or the package nkeys is missing.
+        """
+        if importlib.util.find_spec("nkeys") is None:
+            message = "NATS credentials files need the package nkeys: pip install 'tasktrail[nkeys]'"
+            raise InvalidRequest(message)
+        try:
+            with Path(self.credentials).open("rb") as file:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                held = file.read(_CREDENTIALS_BYTES_MAX)
+        except OSError as error:
+            message = f"NATS credentials {self.credentials}: {error.strerror}"
+            raise InvalidRequest(message) from None
+        if mode & _OTHERS:
+            message = (
+                f"{self.credentials} can be read by others (mode {mode:04o}): "
+                f"run chmod 600 {self.credentials}, and replace the key if they may have a copy"
+            )
+            raise InvalidRequest(message)
+        if _SEED.fullmatch(held.strip()):
+            return Secret.NKEY
+        if _JWT in held:
+            return Secret.JWT
+        message = f"{self.credentials} holds neither the seed of a user's nkey (SU…) nor a user's JWT and seed (.creds)"
+        raise InvalidRequest(message)
+
+    def _login(self) -> dict[str, Any]:
+        """The credential, as nats-py takes it."""
+        if self.credentials:
+            return {"nkeys_seed" if self.secret() is Secret.NKEY else "user_credentials": self.credentials}
+        return {"user": self.user, "password": self.password} if self.user else {}
 
     async def connect(self, name: str, *, buffered: bool = True) -> Client:
         """Connect, and keep reconnecting when the connection is lost later.
@@ -79,15 +144,11 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises:
             TimeoutError: none of the servers took us within `CONNECT_S`; the message says what was seen last.
+            InvalidRequest: as `secret`.
         """
-        options: dict[str, Any] = {}
-        if self.user:
-            options |= {"user": self.user, "password": self.password}
-        if self.credentials:
-            options["user_credentials"] = self.credentials
+        options = self._login()
         if self.inbox_prefix:
             options["inbox_prefix"] = self.inbox_prefix
-
         if not buffered:
             options["pending_size"] = 0
         seen, told_at = "no answer", 0.0

@@ -2,7 +2,8 @@
 
 Guarantees: a directory holds one reference key that never changes (losing it orphans every task: back it up), and
 numbered signing and key-encryption keys of which the highest number is in use; keys are made only by `create`, so a
-missing file is an error and never a silent new key; a key readable by others is refused.
+missing file is an error and never a silent new key; a key readable by others is refused. Signing keys are numbered from
+1 without a gap, and the old ones stay: without them what they signed, a revocation say, could not be believed any more.
 
     keyring = Keyring.create(data)      # first start
     keyring = Keyring.open(data)
@@ -11,7 +12,10 @@ missing file is an error and never a silent new key; a key readable by others is
 
 import base64
 import contextlib
+import copy
+import functools
 import hashlib
+import hmac
 import os
 import re
 import stat
@@ -23,10 +27,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tasktrail.events.errors import TasktrailError
-from tasktrail.events.subjects import task_id, task_ref
+from tasktrail.events.subjects import framed, task_id, task_ref
 
 KEY_BYTES = 32
 _NONCE_BYTES = 12
+_PSEUDONYM_BYTES = 20
+_PSEUDONYMS_KEPT = 4096
 _FILE = re.compile(r"(signing|wrapping)-(\d{1,6})\.key")
 
 
@@ -45,6 +51,7 @@ class Keyring:
         self._wrapping = {n: AESGCM(raw) for n, raw in wrapping.items()}
         self._signer = max(self._signing)
         self._wrapper = max(self._wrapping)
+        self._pseudonym = functools.lru_cache(_PSEUDONYMS_KEPT)(self._made_pseudonym)
 
     @classmethod
     def create(cls, data: Path) -> "Keyring":
@@ -77,7 +84,20 @@ class Keyring:
             if not keys:
                 message = f"no {kind} key in {folder}; restore your backup of the keys"
                 raise KeyringError(message)
+        missing = sorted(set(range(1, max(numbered["signing"]) + 1)) - set(numbered["signing"]))
+        if missing:
+            message = (
+                f"{folder} holds signing-{max(numbered['signing'])}.key, but not signing-{missing[0]}.key: revocations "
+                "and policies that it signed would count no more; keep old signing keys, restore your backup of it"
+            )
+            raise KeyringError(message)
         return cls(_read(folder / "reference.key"), numbered["signing"], numbered["wrapping"])
+
+    def oldest(self) -> "Keyring":
+        """These keys, but signing as in the beginning: so that whoever holds none of the later keys believes it."""
+        first = copy.copy(self)
+        first._signer = min(self._signing)  # noqa: SLF001 - of the same class
+        return first
 
     @staticmethod
     def exists(data: Path) -> bool:
@@ -92,6 +112,14 @@ class Keyring:
         """The task id for this identity context and command id."""
         return task_id(self._reference, *parts)
 
+    def pseudonym(self, tenant: str, text: str) -> str:
+        """What stands for `text` in a tenant: HMAC-SHA256, 160 bits, `p-` and 32 characters of base32."""
+        return self._pseudonym(tenant, text)
+
+    def _made_pseudonym(self, tenant: str, text: str) -> str:
+        keyed = hmac.digest(self._reference, b"pseudonym\0" + framed(tenant, text), "sha256")
+        return "p-" + base64.b32encode(keyed[:_PSEUDONYM_BYTES]).decode().lower()
+
     @property
     def kid(self) -> str:
         """The id of the signing key in use: the first 16 hex digits of SHA-256 of the public key."""
@@ -101,6 +129,12 @@ class Keyring:
     def public_key(self) -> str:
         """The public key in use, base64url without padding."""
         return base64.urlsafe_b64encode(self._public()).decode().rstrip("=")
+
+    @property
+    def public_keys(self) -> tuple[str, ...]:
+        """Every public key of ours, also those no longer in use, base64url without padding."""
+        raw = (key.public_key().public_bytes_raw() for key in self._signing.values())
+        return tuple(base64.urlsafe_b64encode(one).decode().rstrip("=") for one in raw)
 
     def _public(self) -> bytes:
         return self._signing[self._signer].public_key().public_bytes_raw()

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -57,6 +58,7 @@ _STORE_FAILED = 10077  # the stream is full (`discard: new`), or its disk: nothi
 _BACKOFF_FIRST_S = 0.05
 _BACKOFF_MAX_S = 1.0
 _ACK_S = 1.0
+_FLAGS = re.compile(rb',"flags":\[[^\]]*\]')  # as a member only: quotes within a text are escaped
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):
@@ -366,8 +368,9 @@ def make_entry(attempt: Attempt, state: State | None, sealed: dict[str, bytes], 
 
 
 def command_entry_id(ref: str, command: TaskCommand, authority: Authority) -> str:
-    """The id of the entry that a command makes. Timers' ids are fixed, so nobody else's command can have them."""
-    return entry_id(f"timer:{ref}" if authority.trigger is Trigger.TIMER else ref, command.id)
+    """The id of the entry that a command makes. Ids of ours are fixed, so no command of an MCP server can have them."""
+    theirs = {Trigger.CALLER, Trigger.MCP_SERVER, Trigger.WORKER}
+    return entry_id(ref if authority.trigger in theirs else f"{authority.trigger}:{ref}", command.id)
 
 
 def note_id() -> str:
@@ -402,8 +405,11 @@ def _passing(error: APIError) -> bool:
 
 
 def command_digest(command: TaskCommand) -> str:
-    """What tells a repeat of a command from another with its id: SHA-256 over it without its time, 32 hex digits."""
+    """What tells a repeat of a command from another with its id: 32 hex digits of a SHA-256.
+
+    Over it without its time, and without what was seen in its payloads: another version may see more.
+    """
     said = msgspec.structs.replace(command, at_ms=0)
     if isinstance(said, RespondToInput) and said.said:
         said = msgspec.structs.replace(said, answers=())
-    return hashlib.sha256(msgspec.json.encode(said)).hexdigest()[:32]
+    return hashlib.sha256(_FLAGS.sub(b"", msgspec.json.encode(said))).hexdigest()[:32]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from tasktrail.events.authority import Method, PrincipalKind
+from tasktrail.events.authority import Method, PrincipalKind, Verification
 from tasktrail.events.facts import Status, TaskSupport
 from tasktrail.events.subjects import tenant_token
 
@@ -24,8 +24,11 @@ Number = Annotated[int, msgspec.Meta(ge=1 - 2**53, le=2**53 - 1)]
 """An integer that every reader of the trail holds exactly, and every column of the audit store."""
 Words = Annotated[tuple[Text, ...], msgspec.Meta(max_length=64)]
 HANDLE_MAX = 4096
+ACTORS_MAX = 8
 Handle = Annotated[str, msgspec.Meta(max_length=HANDLE_MAX)]
 Ref = Annotated[str, msgspec.Meta(pattern="^[a-z2-7]{32}$")]
+TOKEN_MAX = 16 * 1024
+Token = Annotated[str, msgspec.Meta(max_length=TOKEN_MAX)]
 Json = Any
 
 
@@ -34,9 +37,13 @@ class Said(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class CredentialFacts(Said, frozen=True, kw_only=True):
-    """What the adapter knows of the accepted credential. Never the token: `token_hash` is base64url SHA-256 of it."""
+    """What the adapter knows of the credential. Never the token: `token_hash` is base64url SHA-256 of it.
+
+    `verification` is what checking it found: anything but `ok` names a credential that the adapter refused.
+    """
 
     method: Method
+    verification: Verification = Verification.OK
     verified_by_tasktrail: bool = False
     verified_at_ms: Number = 0
     token_hash: Text = ""
@@ -60,14 +67,26 @@ class ActorFacts(Said, frozen=True, kw_only=True):
 
 
 class Caller(Said, frozen=True, kw_only=True):
-    """Who calls, as the adapter verified it. Without a credential the caller is anonymous."""
+    """Who calls. Without a credential the caller is anonymous.
 
+    `token`: the bearer token itself, for tasktrail to verify; then nothing else that is said here counts. It is never
+    stored and in no `repr`. Without it: who calls as the adapter verified it, taken from trusted servers.
+    """
+
+    token: Token = ""
     iss: Text = ""
     sub: Text = ""
     client_id: Text = ""
     kind: PrincipalKind = PrincipalKind.USER
     credential: CredentialFacts | None = None
-    actors: Annotated[tuple[ActorFacts, ...], msgspec.Meta(max_length=8)] = ()
+    actors: Annotated[tuple[ActorFacts, ...], msgspec.Meta(max_length=ACTORS_MAX)] = ()
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        shown = {"token": "…" if self.token else ""}
+        return [(name, shown.get(name, getattr(self, name))) for name in self.__struct_fields__]
+
+    def __repr__(self) -> str:
+        return f"Caller({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
 
 class Call(Said, frozen=True, kw_only=True):
@@ -144,7 +163,10 @@ class UnwatchTask(Said, frozen=True, kw_only=True):
 
 
 class ReportRefusal(Said, frozen=True, kw_only=True):
-    """The adapter itself refused a request (capability, header, credential): for the trail."""
+    """The adapter itself refused a request (capability, header, credential): for the trail.
+
+    A refused credential is `caller.credential`, with its true `verification`.
+    """
 
     caller: Caller
     call: Call
@@ -274,7 +296,7 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     live: bool = True
 
 
-class Failed(msgspec.Struct, frozen=True, kw_only=True):
+class Failed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Why a request was not carried out; the fields of `tasktrail.events.errors`."""
 
     reason: str
@@ -282,6 +304,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
     code: int
     retriable: bool
     written: str
+    retry_after_ms: int = 0
 
 
 def command_subject(server: str, action: str) -> str:

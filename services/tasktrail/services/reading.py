@@ -15,25 +15,12 @@ import msgspec
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError
 
-from tasktrail.events.authority import (
-    Authority,
-    Credential,
-    Level,
-    Method,
-    Principal,
-    PrincipalKind,
-    Request,
-    Trigger,
-    Verification,
-)
 from tasktrail.events.errors import Unavailable
-from tasktrail.events.facts import QueryRun
-from tasktrail.events.subjects import ANONYMOUS_TENANT, control_subject, is_task_ref
+from tasktrail.events.subjects import is_task_ref
 from tasktrail.projections.audit.store import TaskFilter
 from tasktrail.projections.audit.timeline import TaskShown, Timeline
-from tasktrail.services.access.rules import Rule, decision
-from tasktrail.services.clock import now_ms
-from tasktrail.services.http.surface import Asker, Batch, Health, Part, Readiness
+from tasktrail.services.http.surface import Batch, Health, Part, Readiness
+from tasktrail.services.operators import Asker
 from tasktrail.services.service import Service
 
 FRESH_WITHIN_S = 2.0
@@ -72,6 +59,8 @@ class Reading:
                 behind=max(0, projector.last - auditor.position),
                 detail=str(auditor.failed or ""),
             ),
+            "governance": Part(ready=service.governance.ready, position=service.governance.position),
+            "timekeeper": Part(ready=service.timekeeper.ready),
         }
         return Readiness(ready=all(part.ready for part in parts.values()), parts=parts)
 
@@ -85,21 +74,27 @@ class Reading:
             ref = self._service.keyring.ref(task)
             found = await asyncio.to_thread(store.timeline, ref)
         rows = len(found.steps) if found else 0
-        await self._record("timeline", {"task_ref": ref}, rows, asker)
+        tenant = found.task.tenant if found and found.task else ""
+        await self._service.admission.read(asker, "timeline", {"task_ref": ref}, rows, tenant=tenant)
         return found
 
     async def tasks(self, wanted: TaskFilter, most: int, asker: Asker) -> Sequence[TaskShown]:
         """Tasks, the newest first."""
+        sub = self._service.operating.recorded_subject(wanted.tenant, wanted.iss, wanted.sub)
+        wanted = msgspec.structs.replace(wanted, sub=sub)
         await self._catch_up()
         found: Sequence[TaskShown] = await asyncio.to_thread(self._service.auditor.store.tasks, wanted, most=most)
         asked = {name: str(value) for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
-        await self._record("tasks", asked, len(found), asker)
+        await self._service.admission.read(asker, "tasks", asked, len(found), tenant=wanted.tenant or "")
         return found
 
     async def tail(self, since: int | None, asker: Asker) -> AsyncIterator[Batch]:
         """What is recorded after `since`, as it comes."""
         at = await self._service.last_sequence() if since is None else since
-        await self._record("tail", {"since": str(at)}, 0, asker)
+        await self._service.admission.read(asker, "tail", {"since": str(at)}, 0)
+        return self._batches(at)
+
+    async def _batches(self, at: int) -> AsyncIterator[Batch]:
         auditor = self._service.auditor
         while True:
             if auditor.position <= at:
@@ -122,21 +117,3 @@ class Reading:
             )
             raise Unavailable(message) from error
         await self._service.auditor.wait_for(last, FRESH_WITHIN_S)
-
-    async def _record(self, query: str, parameters: dict[str, str], rows: int, asker: Asker) -> None:
-        event = QueryRun(at_ms=now_ms(), query=query, parameters=parameters, rows=rows)
-        authority = Authority(
-            trigger=Trigger.RESPONDER,
-            tenant=ANONYMOUS_TENANT,
-            principal=Principal(iss="tasktrail", sub="responder", kind=PrincipalKind.USER, level=Level.VOUCHED),
-            credential=Credential(
-                method=Method.API_KEY,
-                verification=Verification.OK,
-                token_hash=asker.token_hash,
-                level=Level.VOUCHED,
-            ),
-            decision=decision(Rule.RESPONDER, query),
-            request=Request(method=f"api/{query}", address=asker.address, address_level=Level.VOUCHED),
-        )
-        subject = control_subject(ANONYMOUS_TENANT)
-        await self._service.ledger.note(subject, ANONYMOUS_TENANT, authority, (event,))

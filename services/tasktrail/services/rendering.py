@@ -20,9 +20,12 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from tasktrail.events.facts import SCANNED_IN_PART
 from tasktrail.projections.audit.sentences import printable
-from tasktrail.projections.audit.timeline import Gap, Step, StepKind, TaskShown, Timeline
+from tasktrail.projections.audit.timeline import AuthorityShown, Gap, Step, StepKind, TaskShown, Timeline, Verdict
+from tasktrail.projections.audit.verdict import by_creator
 from tasktrail.services.wording import (
+    STANDINGS,
     authority,
     clock,
     day,
@@ -32,6 +35,7 @@ from tasktrail.services.wording import (
     lasted,
     moment,
     provenance,
+    remarks,
     since,
     status_words,
     who,
@@ -60,10 +64,11 @@ _MARKS: dict[StepKind, tuple[str, str, str]] = {
     StepKind.DENIAL: ("✗", "DENIED ", "bold red"),
     StepKind.REFUSAL: ("!", "REFUSED ", "bold yellow"),
     StepKind.ANOMALY: ("▲", "ANOMALY ", _LOUD),
+    StepKind.GOVERNANCE: ("◆", "", "bold"),
     StepKind.CONTROL: ("○", "", ""),
     StepKind.UNKNOWN: ("?", "", "bold yellow"),
 }
-_ASCII = str.maketrans("●»·✗▲○→…—" + _TIMES, "*>.x!o>~-x")
+_ASCII = str.maketrans("●»·✗▲◆○→…—" + _TIMES, "*>.x!#o>~-x")
 
 
 def show(console: Console, view: ConsoleRenderable) -> None:
@@ -94,13 +99,30 @@ class TimelineView:
         self._timeline, self._now = timeline, now
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Header, what needs attention, the steps, what was left out."""
+        """Header, what needs attention, the steps, what was left out, the verdict."""
         yield _header(self._timeline, self._now)
         yield Text()
         yield _steps(self._timeline, wide=options.max_width >= WIDE)
         if omitted := self._timeline.steps_omitted:
             yield Text()
             yield Text(f"▲ {omitted} later steps are left out", style=_LOUD)
+        if self._timeline.verdict is not None:
+            yield Text()
+            yield _verdict(self._timeline.verdict)
+
+
+def _verdict(verdict: Verdict) -> Table:
+    """The verdict and why, what is wrong before what is only not over yet."""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(style=_QUIET, no_wrap=True)
+    grid.add_column(overflow="fold")
+    style = {"clean": "bold green", "open": "bold yellow"}.get(verdict.verdict, _LOUD)
+    grid.add_row("verdict", Text(f"{verdict.verdict.upper()}: ", style=style).append(verdict.what, style="not bold"))
+    for one in verdict.findings:
+        mark = Text("·" if one.open else "✗", style="" if one.open else "bold red", justify="right")
+        times = f" {_TIMES}{one.count}" if one.count > 1 else ""
+        grid.add_row(mark, Text(one.what).append(f"{times} #{one.stream_seq}", style=_QUIET))
+    return grid
 
 
 def _header(timeline: Timeline, now: datetime) -> Table:
@@ -116,6 +138,8 @@ def _header(timeline: Timeline, now: datetime) -> Table:
     grid.add_row("read", Text(f"the trail up to #{timeline.as_of}; times are UTC"))
     for text in _attention(timeline):
         grid.add_row(Text("▲ alert", style="bold red"), text)
+    for note in _notes(timeline):
+        grid.add_row("note", Text(note))
     return grid
 
 
@@ -136,6 +160,10 @@ def _facts(task: TaskShown, timeline: Timeline, now: datetime) -> Iterator[tuple
     yield "created", Text(f"{day(task.created_at)} {clock(task.created_at)}")
     yield "updated", Text(f"{_on(task.last_updated_at, task)} ({since(task.last_updated_at, start)})")
     yield "handle", Text(_handle(task, now))
+    if timeline.authority is not None:
+        yield "authority", _authority(timeline.authority, now)
+    if task.holds or task.shredded_at:
+        yield "payloads", Text(_payloads(task))
     yield "trail", Text(f"{task.entries} entries, from #{task.first_seq} to #{task.last_seq}")
 
 
@@ -149,16 +177,53 @@ def _made_by(task: TaskShown, timeline: Timeline) -> str:
 
 
 def _handle(task: TaskShown, now: datetime) -> str:
+    """Its time to live: asked for, granted, by whom, and what it came to."""
     wished = task.requested_ttl_ms
     asked = f" of {_seconds(wished)} asked for" if wished is not None and wished != task.ttl_ms else ""
-    lives = f"lives {_seconds(task.ttl_ms)}{asked}"
+    decided = f", decided by the {printable(task.ttl_set_by.replace('_', ' '))}" if task.ttl_set_by else ""
+    kept = f", {_seconds(task.effective_ttl_ms)} with its retention" if task.effective_ttl_ms != task.ttl_ms else ""
+    granted = f"{_seconds(task.ttl_ms)}{asked}{decided}{kept}"
     if task.expired_at:
-        return f"lived {_seconds(task.ttl_ms)}{asked}; expired {_on(task.expired_at, task)}, opens nothing any more"
+        return f"lived {granted}; expired {_on(task.expired_at, task)}, opens nothing any more"
+    if task.revoked_at:
+        return f"granted {granted}; revoked {_on(task.revoked_at, task)}, opens nothing any more"
     ends = moment(task.expires_at)
     if ends is None:
-        return lives
+        return f"lives {granted}"
     verb, left = ("opens until", "left") if ends > now else ("was due to expire", "ago")
-    return f"{lives}; {verb} {_on(task.expires_at, task)} ({lasted(ends - now, precise=False)} {left})"
+    return f"lives {granted}; {verb} {_on(task.expires_at, task)} ({lasted(ends - now, precise=False)} {left})"
+
+
+def _authority(authority: AuthorityShown, now: datetime) -> Text:
+    """The decision then, and what the creator's authority is worth now."""
+    then, ends = authority.then, moment(authority.now.until)
+    rule = then.rule
+    version = f" ({printable(rule.policy_version)})" if rule and rule.policy_version else ""
+    verb = "allowed by rule" if rule and rule.effect == "allow" else "denied by rule"
+    said = Text(f"then {verb} {printable(rule.reason or 'unnamed')}{version}; " if rule else "then no decision; ")
+    standing = authority.now.standing
+    if standing == "valid" and ends is not None and ends <= now:
+        standing = "lapsed"
+    until = f" {day(authority.now.until)} {clock(authority.now.until, millis=False)}" if ends else ""
+    words = {
+        "valid": f"now it stands, until{until}",
+        "lapsed": f"now it has lapsed, its credential ended{until}",
+        "revoked": "now it is REVOKED",
+        "unknown": "now unknown, its credential says no end",
+    }
+    said.append(words.get(standing, printable(standing)), style=_LOUD if standing == "revoked" else "")
+    if authority.now.policy_version and rule and authority.now.policy_version != rule.policy_version:
+        said.append(f"; policy {printable(authority.now.policy_version)} decides now")
+    for one in authority.now.revocations:
+        said.append(f" · {printable(one.kind)}, revocation {printable(one.revocation)} #{one.stream_seq}: ")
+        said.append(printable(one.reason))
+    return said
+
+
+def _payloads(task: TaskShown) -> str:
+    if task.shredded_at:
+        return f"unreadable, their key was destroyed {_on(task.shredded_at, task)}"
+    return f"kept by {_some(task.holds, 'hold')}, whatever their retention says"
 
 
 def _seconds(duration_ms: int) -> str:
@@ -178,20 +243,36 @@ def _terminal(status: str) -> bool:
 def _attention(timeline: Timeline) -> Iterator[Text]:
     """What should not be overlooked, the worst first."""
     kinds = [step.kind for step in timeline.steps]
-    if timeline.gaps:
-        yield Text(f"{_some(len(timeline.gaps), 'gap')}: something may be missing here", style=_LOUD)
+    if gaps := [gap for gap in timeline.gaps if not gap.after_end]:
+        yield Text(f"{_some(len(gaps), 'gap')}: something may be missing here", style=_LOUD)
     if anomalies := kinds.count(StepKind.ANOMALY):
         as_what = "an entry" if anomalies == 1 else "entries"
         yield Text(f"{_some(anomalies, 'message')} not accepted as {as_what} of this task", style=_LOUD)
-    denied = [step for step in timeline.steps if step.kind is StepKind.DENIAL]
-    if denied:
-        callers = len({(one.who.iss, one.who.sub, one.who.client_id) for one in denied if one.who})
-        times = sum(one.count for one in denied)
+    strangers = [step for step in timeline.steps if step.kind is StepKind.DENIAL and not _own(step, timeline)]
+    if strangers:
+        callers = len({(one.who.iss, one.who.sub, one.who.client_id) for one in strangers if one.who})
+        times = sum(one.count for one in strangers)
         yield Text(f"{_some(times, 'attempt')} denied, of {_some(callers, 'caller')}", style="bold red")
-    if refused := kinds.count(StepKind.REFUSAL):
-        yield Text(f"{_some(refused, 'command')} refused", style="bold yellow")
     if unknown := kinds.count(StepKind.UNKNOWN):
         yield Text(f"{_some(unknown, 'step')} of a newer version, shown without their meaning", style="bold yellow")
+
+
+def _notes(timeline: Timeline) -> Iterator[str]:
+    """What happens in the best of lives."""
+    own = [step for step in timeline.steps if step.kind is StepKind.DENIAL and _own(step, timeline)]
+    if own:
+        reasons = ", ".join(sorted({printable(reason) for one in own for reason in one.reasons}))
+        yield f"its creator was turned away {_some(sum(one.count for one in own), 'time')}: {reasons}"
+    if refused := sum(step.kind is StepKind.REFUSAL for step in timeline.steps):
+        yield f"{_some(refused, 'command')} refused, which changed nothing: the task did not admit it"
+    if late := sum(gap.after_end for gap in timeline.gaps):
+        yield f"{_some(late, 'gap')} after its end: repeated accesses may be missing, nothing of the task itself"
+    if long := sum(SCANNED_IN_PART in one.flags for step in timeline.steps for one in step.payloads):
+        yield f"{_some(long, 'payload')} looked through for secrets only in the first MiB"
+
+
+def _own(step: Step, timeline: Timeline) -> bool:
+    return timeline.task is not None and by_creator(timeline.task, step.who)
 
 
 def _some(count: int, what: str) -> str:
@@ -307,6 +388,8 @@ class _Grid:
         elif change:
             body.append("  ").append_text(change)
         self._row(*cells)
+        for sign, said in remarks(step):
+            self._row(Text(), Text(), Text(sign, style=_LOUD), Text(said, style="bold red" if sign else _QUIET))
 
     def gap(self, gap: Gap) -> None:
         """Something that may be missing."""
@@ -371,6 +454,8 @@ class TasksView:
         age = f"{lasted(self._now - created, precise=False)} ago" if created else ""
         if task.expired_at or ends is None:
             return age, "expired"
+        if task.revoked_at:
+            return age, "revoked"
         return age, f"{lasted(ends - self._now, precise=False)} left" if ends > self._now else "time is up"
 
 
@@ -399,11 +484,14 @@ class TailView:
         if change := _change(step):
             body.append("  ").append_text(change)
         said = [printable(step.task_ref or ""), who(step.who), *(evidence(step.who) if step.who else ())]
+        said.append(STANDINGS.get(step.standing or "", ""))
         grid = Table.grid(padding=(0, 1), expand=True)
         grid.add_column(justify="right", no_wrap=True, min_width=12)
         grid.add_column(no_wrap=True)
         grid.add_column(ratio=1, overflow="fold")
         grid.add_row(Text(clock(happened(step))), Text(mark, style=style), body)
+        for sign, remark in remarks(step):
+            grid.add_row(Text(), Text(sign, style=_LOUD), Text(remark, style="bold red" if sign else _QUIET))
         grid.add_row(
             Text(f"#{step.stream_seq}", style=_QUIET), Text(), Text(" · ".join(filter(None, said)), style=_QUIET)
         )

@@ -2,15 +2,18 @@
 
 Guarantees: AES-256-GCM under a key derived (HKDF-SHA256) from the task's key, with the payload's name and task as
 associated data; the nonce is derived from key, name, command and text, so that sealing the same payload for the same
-command again gives the same bytes and two different payloads never share one. Destroying the task's key makes every
-payload of it unreadable. Task keys live wrapped in the stream KEYS and never in the trail.
+command again gives the same bytes and two different payloads never share one. Task keys live wrapped in the stream
+KEYS and never in the trail. Destroying a task's key makes every payload of it unreadable, for ever: its bytes are
+overwritten where the stream keeps them, and a mark stays in their place, so that no new key is ever made for the task.
 
     key = await vault.make(ref)
     commitment, blob = key.seal("result", entry_id, plaintext)
     key.open(commitment, blob)
+    await vault.destroy(ref)
 """
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import os
@@ -34,6 +37,8 @@ from tasktrail.services.keyring import KEY_BYTES, Keyring
 _NONCE_BYTES = 12
 _WRONG_SEQUENCE = frozenset({10071, 10164})
 _ANSWER_S = 1.0
+_DESTROYED = b"destroyed\n"
+_COPIES_MAX = 8
 KEYS_CACHED = 8_192
 
 
@@ -88,10 +93,15 @@ class Vault:
         self._js = js
         self._keyring = keyring
         self._keys: OrderedDict[str, TaskKey] = OrderedDict()
+        self._gone: OrderedDict[str, None] = OrderedDict()
         self._bucket: ObjectStore | None = None
 
     async def make(self, ref: str) -> TaskKey:
-        """The key of a new task, stored before this returns; the stored one when it was made before."""
+        """The key of a new task, stored before this returns; the stored one when it was made before.
+
+        Raises:
+            SealError: it was made before, and destroyed.
+        """
         raw = os.urandom(KEY_BYTES)
         headers = {EXPECTED: "0", MSG_ID: f"key-{ref}"}
         try:
@@ -121,7 +131,53 @@ class Vault:
         except NotFoundError:
             text = f"task {ref}: no key is held for it; its payloads cannot be read"
             raise SealError(text) from None
+        if message.data == _DESTROYED or ref in self._gone:
+            text = f"task {ref}: its key was destroyed; its payloads cannot be read"
+            raise SealError(text)
         return self._keep(TaskKey(ref, self._keyring.unwrap(message.data or b"", ref)))
+
+    async def destroy(self, ref: str) -> None:
+        """Destroy a task's key: its bytes in the stream are overwritten. Repeating it, after a failure or not, is safe.
+
+        Needs KEYS without `deny_delete`. Other processes drop what they remember of it by `forget`. On a cluster the
+        servers' replication log holds a copy until it is next compacted: some two minutes on a stream at rest.
+
+        Raises:
+            nats.errors.Error, TimeoutError: the stream does not answer; the key may still be there.
+            SealError: the stream refuses; the key is still there.
+        """
+        self.forget(ref)
+        refused = ""
+        for _ in range(_COPIES_MAX):
+            try:
+                async with asyncio.timeout(_ANSWER_S):
+                    first = await self._js.get_msg(KEYS, seq=1, subject=key_subject(ref), next=True)
+            except NotFoundError:
+                await self._mark_destroyed(ref)
+                return
+            if first.data == _DESTROYED:
+                return
+            try:  # nats-py leaves `no_erase` out: the server overwrites the bytes
+                await self._js.delete_msg(KEYS, first.seq or 0)
+            except APIError as error:  # another process was faster, or the stream refuses: the next look tells
+                refused = str(error.description or error.code)
+        text = f"task {ref}: its key is still in the stream {KEYS} ({refused or 'it has many copies'})"
+        raise SealError(text)
+
+    async def _mark_destroyed(self, ref: str) -> None:
+        headers = {EXPECTED: "0", MSG_ID: f"destroyed-{ref}"}
+        try:
+            await self._js.publish(key_subject(ref), _DESTROYED, timeout=_ANSWER_S, headers=headers)
+        except APIError as error:
+            if error.err_code not in _WRONG_SEQUENCE:
+                raise
+
+    def forget(self, ref: str) -> None:
+        """Drop a destroyed key from this process's memory."""
+        self._keys.pop(ref, None)
+        self._gone[ref] = None
+        while len(self._gone) > KEYS_CACHED:
+            self._gone.popitem(last=False)
 
     def _keep(self, key: TaskKey) -> TaskKey:
         self._keys[key.ref] = key
@@ -155,3 +211,9 @@ class Vault:
             message = f"the sealed {commitment.name} {commitment.sha256[:16]}… is not in the object bucket"
             raise SealError(message) from None
         return found.data or b""
+
+    async def remove(self, sha256: str) -> None:
+        """Remove the blob of this digest, if the bucket has it."""
+        objects = await self._objects()
+        with contextlib.suppress(ObjectNotFoundError, NotFoundError):
+            await objects.delete(sha256)

@@ -24,31 +24,43 @@ from faststream.nats import NatsBroker
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
-from tasktrail.events.authority import Trigger
+from tasktrail.events.authority import Standing, Trigger
 from tasktrail.events.errors import TasktrailError
 from tasktrail.events.facts import Event, GapFound, KeyActivated
-from tasktrail.events.subjects import ANONYMOUS_TENANT, TRAIL, control_subject
+from tasktrail.events.subjects import ANONYMOUS_TENANT, TIMERS, TRAIL, control_subject
+from tasktrail.events.task import Task
 from tasktrail.projections.audit.store import AuditStore
 from tasktrail.projections.current import State
 from tasktrail.services import commands, trail
-from tasktrail.services.access.callers import Channel, service_authority
+from tasktrail.services.access.asking import Checks
+from tasktrail.services.access.callers import Callers, Channel, service_authority
 from tasktrail.services.access.desk import Desk
 from tasktrail.services.access.gate import Gate
+from tasktrail.services.access.limits import Limits
 from tasktrail.services.access.payloads import Payloads
+from tasktrail.services.access.policy import Policies
 from tasktrail.services.access.recorder import Recorder
 from tasktrail.services.access.rules import Rule, decision
 from tasktrail.services.access.work import Work
+from tasktrail.services.admission import Admission
 from tasktrail.services.auditor import Auditor
 from tasktrail.services.broker import Broker, BrokerFailed, StoreBusy, require_api_level
 from tasktrail.services.bus import make_bus
 from tasktrail.services.clock import now_ms
 from tasktrail.services.connection import Connection
+from tasktrail.services.ending import end
+from tasktrail.services.enforcement import Enforcement
+from tasktrail.services.governance import Governance
+from tasktrail.services.inventory import Inventory, each_current
 from tasktrail.services.keyring import Keyring
 from tasktrail.services.ledger import Ledger
 from tasktrail.services.messages import Said, Signal, signal_subject
+from tasktrail.services.operating import Operating
+from tasktrail.services.policing import Policing
 from tasktrail.services.projector import Projector
 from tasktrail.services.sealing import Vault
 from tasktrail.services.settings import Settings
+from tasktrail.services.shredder import Shredder
 from tasktrail.services.states import States
 from tasktrail.services.sweeper import Sweeper
 from tasktrail.services.timekeeper import Timekeeper
@@ -125,7 +137,7 @@ class Service:
         await self._start_parts(bus)
         await self._record_start()
         beat = asyncio.create_task(self._beat())
-        self._stack.push_async_callback(_cancel, beat)
+        self._stack.push_async_callback(end, beat)
 
     def _own_broker(self) -> Connection:
         data = self.settings.data
@@ -155,7 +167,8 @@ class Service:
             marker.touch(mode=0o600)
             return
         problems = await trail.differences(self.js)
-        serious = [problem for problem in problems if trail.KV_STREAM not in problem]
+        disposable = {trail.KV_STREAM, TIMERS} if self.settings.embedded else {trail.KV_STREAM}
+        serious = [problem for problem in problems if not any(name in problem for name in disposable)]
         if serious:
             told = "\n  ".join(serious)
             remedy = (
@@ -171,17 +184,67 @@ class Service:
         self.states = States(self.nc, self.js, kept=settings.tasks_cached)
         self.ledger = Ledger(self.nc, self.js, self.keyring, self.states, settings)
         self.ledger.on_recorded = self._announce
-        payloads = Payloads(Vault(self.js, self.keyring), settings)
+        self.vault = Vault(self.js, self.keyring)
+        payloads = Payloads(self.vault, settings)
         self.recorder = Recorder(self.ledger, fold_ms=settings.fold_ms)
-        gate = Gate(self.ledger, self.states, self.keyring, payloads, self.recorder, settings)
-        self.desk = Desk(gate, Work(self.ledger, self.states, payloads, self.recorder))
-        self.timekeeper = Timekeeper(self.ledger, self.states, self.js, cancel_grace_ms=settings.cancel_grace_ms)
+        self.policies = Policies(self.ledger.now)
+        keys, alias = self.keyring.public_keys, self.keyring.pseudonym
+        self.governance = Governance(self.nc, self.js, self.ledger, self.policies, keys, alias)
+        self.limits = Limits(settings.limits, self.ledger.now)
+        self.callers = Callers(settings, self.keyring, self.ledger.now)
+        self._stack.push_async_callback(self.callers.close)
+        checks = Checks(self.callers, self.governance, self.policies, self.limits)
+        gate = Gate(self.ledger, self.states, self.keyring, payloads, self.recorder, checks, settings)
+        work = Work(self.ledger, self.states, payloads, self.recorder, self.governance, self.policies)
+        self.desk = Desk(gate, work)
+        self.inventory = Inventory(alias)
+        self.enforcement = Enforcement(
+            self.governance, self.inventory, self.ledger, self.states, self.policies, self._announce
+        )
+        self.governance.on_change.append(self.enforcement.enforce)
+        gate.on_opened = lambda ref, by: self.inventory.accessed(ref, self.ledger.now(), by)
+        shredder = Shredder(self.ledger, self.vault, settings, standing=self._standing)
+        self.timekeeper = Timekeeper(
+            self.nc, self.js, self.ledger, self.states, settings, shredder, standing=self._standing
+        )
+        self.admission = Admission(self.ledger, self.policies, self.governance)
+        self.operating = Operating(
+            self.admission,
+            self.governance,
+            self.inventory,
+            self.ledger,
+            self.states,
+            self.keyring,
+            settings.privacy,
+        )
+        self.policing = Policing(self.admission, self.governance, self.policies, self.ledger, self._entry)
+
+    def _standing(self, task: Task) -> Standing:
+        return self.governance.standing(task, self.ledger.now())
+
+    async def _entry(self, entry_id: str) -> bytes | None:
+        return await asyncio.to_thread(self.auditor.store.entry, entry_id)
+
+    def _observed(self, state: State) -> None:
+        """A task moved, here or in another process."""
+        self.timekeeper.observe(state)
+        self._recalled(state)
+
+    def _recalled(self, state: State) -> None:
+        """A task as the bucket had it at the start; the timekeeper reads the bucket itself, and more than once."""
+        self.limits.observe(state)
+        self.enforcement.observe(state)
 
     async def _start_parts(self, bus: NatsBroker) -> None:
-        self.projector = Projector(self.js, self.states, bus, self.timekeeper.observe)
+        await self.governance.start()
+        self._stack.push_async_callback(self.governance.stop)
+        self.projector = Projector(self.js, self.states, bus, self._observed)
         await self.projector.start()
         self._stack.push_async_callback(self.projector.stop)
-        commands.serve(bus, self.desk, payload_max_bytes=self.settings.payload_max_bytes)
+        await each_current(self.states, self._recalled)
+        await self.enforcement.start()
+        self._stack.push_async_callback(self.enforcement.stop)
+        endpoint = commands.serve(bus, self.desk, self.nc.publish, payload_max_bytes=self.settings.payload_max_bytes)
         store = await asyncio.to_thread(AuditStore.open, self.settings.data / AUDIT_FILE)
         self._stack.push_async_callback(asyncio.to_thread, store.close)
         self.auditor = Auditor(self.nc, store)
@@ -196,6 +259,7 @@ class Service:
         self._stack.push_async_callback(self.recorder.stop)
         await bus.start()
         self._stack.push_async_callback(bus.stop)
+        self._stack.push_async_callback(endpoint.drain)
         self.projector.attach()
 
     async def _record_start(self) -> None:
@@ -237,7 +301,9 @@ class Service:
             service_authority(Trigger.OPERATOR, ANONYMOUS_TENANT, "service"),
             decision=decision(Rule.SERVICE_ITSELF, "start"),
         )
-        await self.ledger.note(control_subject(ANONYMOUS_TENANT), ANONYMOUS_TENANT, authority, events)
+        # Signed by the oldest key, so that processes which do not hold the newest yet take its word for it.
+        ledger = Ledger(self.nc, self.js, self.keyring.oldest(), self.states, self.settings)
+        await ledger.note(control_subject(ANONYMOUS_TENANT), ANONYMOUS_TENANT, authority, events)
 
     async def stop(self) -> None:
         """Stop everything in reverse; what is folded is written first."""
@@ -335,8 +401,3 @@ def _write_private(path: Path, content: bytes) -> None:
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)
     fresh.replace(path)
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

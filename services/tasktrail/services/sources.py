@@ -7,11 +7,14 @@ an id. Every failure is one of ours and says what to do.
 
     with open_source(data, url="") as source:
         source.timeline(task)
+    with open_service(data, url="", token_file=None) as service:
+        service.order("/holds", HoldOrder(…), Governed)
 """
 
 import contextlib
-import ipaddress
+import stat
 from collections.abc import Callable, Generator, Iterator, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import urlsplit
@@ -25,11 +28,12 @@ from tasktrail.projections.audit.errors import StoreBusy
 from tasktrail.projections.audit.store import AuditStore, TaskFilter
 from tasktrail.projections.audit.timeline import Step, TaskShown, Timeline
 from tasktrail.services import responder
+from tasktrail.services.addresses import is_loopback
 from tasktrail.services.http.edge import UNAUTHORISED
 from tasktrail.services.http.problems import Problem
-from tasktrail.services.http.surface import NoSuchTask
 from tasktrail.services.http.tailing import BEAT_S
 from tasktrail.services.keyring import Keyring, KeyringError
+from tasktrail.services.orders import NoSuchTask
 
 ANSWER_WITHIN_S = 30.0
 CONNECT_WITHIN_S = 5.0
@@ -46,6 +50,10 @@ class NoTrail(TasktrailError):
 
 class Refused(InvalidRequest):
     """The service does not take this request: a wrong token, host or parameter."""
+
+
+class NotDone(Refused):
+    """What the order is about is not there, or does not admit it now."""
 
 
 class Unreachable(Unavailable):
@@ -89,22 +97,55 @@ def open_source(data: Path, url: str = "") -> Generator[Source]:
         yield service
 
 
+@contextlib.contextmanager
+def open_service(data: Path, url: str, token_file: Path | None) -> Generator["ServiceSource"]:
+    """The service at `url`, or the one that runs on `data`, as the operator whose token `token_file` holds (None: the
+    responder token of `data`).
+
+    Raises:
+        Unreachable, ResponderError, Refused: no service runs there; there is no token that may be used.
+    """  # noqa: D205 - one paragraph
+    running = None if url else responder.find(data)
+    if not url and running is None:
+        message = f"no service runs on {data}, and what operators do is recorded; start it: tasktrail up --data {data}"
+        raise Unreachable(message)
+    token = responder.read_token(data) if token_file is None else _operator_token(token_file)
+    with ServiceSource(url or (running.url if running else ""), token, token_file) as service:
+        yield service
+
+
+def _operator_token(path: Path) -> str:
+    """The token in a file that nobody else can read."""
+    try:
+        mode, token = path.stat().st_mode, path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"cannot read an operator's token from {path}: {getattr(error, 'strerror', '') or 'it is no text'}"
+        raise Refused(message) from None
+    if mode & 0o077:
+        message = f"{path} can be read by others (mode {stat.S_IMODE(mode):o}); run: chmod 600 {path}"
+        raise Refused(message)
+    if not token or len(token.split()) > 1:
+        message = f"{path} holds no operator's token: one word, alone in the file"
+        raise Refused(message)
+    return token
+
+
 class ServiceSource:
-    """A running service."""
+    """A running service. `token_file` is where the token came from, None for the responder's own."""
 
     note = ""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, token_file: Path | None = None) -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             message = f"{url} is no http or https address of a service"
             raise InvalidRequest(message)
-        self._url = url
+        self._url, self._token_file = url, token_file
         self._client = httpx.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {token}"},
             timeout=httpx.Timeout(ANSWER_WITHIN_S, connect=CONNECT_WITHIN_S),
-            trust_env=not _is_loopback(parts.hostname),
+            trust_env=not is_loopback(parts.hostname),
         )
 
     def __enter__(self) -> Self:
@@ -152,6 +193,23 @@ class ServiceSource:
         message = f"the service at {self._url} stopped{further}"
         raise Unreachable(message)
 
+    def ask(self, path: str, kind: type[T], **asked: str | float | bool | None) -> T:
+        """What `GET /api/v1{path}` answers; members of `asked` that are None are left out.
+
+        Raises:
+            Refused, NotDone, Unreachable: it does not.
+        """
+        told = {name: str(value).lower() if isinstance(value, bool) else value for name, value in asked.items()}
+        parameters = {name: value for name, value in told.items() if value is not None}
+        return self._read(self._ask("GET", f"/api/v1{path}", params=parameters), kind)
+
+    def order(self, path: str, order: msgspec.Struct, kind: type[T]) -> T:
+        """What `POST /api/v1{path}` answers to this order. Raises as `ask`."""
+        headers = {"Content-Type": "application/json"}
+        return self._read(
+            self._ask("POST", f"/api/v1{path}", content=msgspec.json.encode(order), headers=headers), kind
+        )
+
     def _ask(self, method: str, path: str, **content: Any) -> httpx.Response:  # noqa: ANN401 - httpx's own
         try:
             return self._client.request(method, path, **content)
@@ -181,6 +239,10 @@ class ServiceSource:
         problem = _problem(answer)
         if problem is None:
             return Unreachable(f"what answers at {self._url} is no tasktrail: it says {answer.status_code}")
+        if problem.reason == UNAUTHORISED and self._token_file is not None:
+            return Refused(f"the token in {self._token_file} is no operator's of the service at {self._url}")
+        if answer.status_code in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
+            return NotDone(problem.detail)
         if problem.reason == UNAUTHORISED:
             return Refused(f"the service at {self._url} has another responder token; name its data directory (--data)")
         return Unreachable(problem.detail) if answer.is_server_error else Refused(problem.detail)
@@ -194,13 +256,6 @@ def _problem(answer: httpx.Response) -> Problem | None:
         return msgspec.json.decode(answer.content, type=Problem)
     except msgspec.DecodeError:
         return None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,7 @@
-"""The sweeper: removes sealed payloads from the object bucket that no entry ever came to commit to.
+"""The sweeper: removes sealed payloads from the object bucket that no entry came to commit to, or that are shredded.
 
-Guarantees: a blob is removed only when it is older than a day and its task, read from the trail's leader, does not
-commit to it; what is committed to stays.
+Guarantees: a blob is removed only when it is older than a day and no entry of its task commits to it, or its task was
+shredded; what is committed to, were it by a status text long overwritten, stays as long as its task's key does.
 
     sweeper = Sweeper(js, states)
     await sweeper.start()
@@ -12,18 +12,25 @@ import logging
 from datetime import UTC, datetime, timedelta
 
 from nats.errors import Error as NatsError
-from nats.js import JetStreamContext
+from nats.js import JetStreamContext, api
 from nats.js.errors import NotFoundError
 
+from tasktrail.events import entry as entries
+from tasktrail.events.entry import Entry
 from tasktrail.events.errors import TasktrailError
 from tasktrail.events.facts import Commitment
-from tasktrail.events.subjects import PAYLOADS, is_task_ref
+from tasktrail.events.subjects import PAYLOADS, TRAIL, is_task_ref, task_subject
 from tasktrail.events.task import Task
+from tasktrail.projections.current import State
+from tasktrail.services.ending import end
 from tasktrail.services.states import States
 
 _log = logging.getLogger(__name__)
 
 EVERY_S = 3_600.0
+_FETCH = 500
+_FETCH_S = 5.0
+_GONE_S = 30.0
 OLD = timedelta(days=1)
 
 
@@ -41,8 +48,7 @@ class Sweeper:
     async def stop(self) -> None:
         """Stop; a sweep under way ends where it is."""
         if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
+            await end(self._running)
             self._running = None
 
     async def _sweep_for_ever(self) -> None:
@@ -67,10 +73,29 @@ class Sweeper:
             if at >= before or not is_task_ref(ref):
                 continue
             state = await self._states.by_handle(ref)
-            if state is None or info.name not in {one.sha256 for one in committed(state.task)}:
+            if state is None or state.task.shredded_at_ms is not None or not await self._is_committed(state, info.name):
                 await bucket.delete(info.name)
                 removed += 1
         return removed
+
+    async def _is_committed(self, state: State, sha256: str | None) -> bool:
+        """Whether the task commits to this blob: by its state, or by any of its entries."""
+        if sha256 in {one.sha256 for one in committed(state.task)}:
+            return True
+        config = api.ConsumerConfig(ack_policy=api.AckPolicy.NONE, inactive_threshold=_GONE_S)
+        consumer = await self._js.pull_subscribe(
+            task_subject(state.tenant, state.task_ref), stream=TRAIL, config=config
+        )
+        try:
+            left = (await consumer.consumer_info()).num_pending or 0
+            while left > 0:
+                messages = await consumer.fetch(min(_FETCH, left), timeout=_FETCH_S)
+                left -= len(messages)
+                if any(sha256 in _digests(entries.decode(message.data)) for message in messages):
+                    return True
+        finally:
+            await consumer.unsubscribe()
+        return False
 
 
 def committed(task: Task) -> tuple[Commitment, ...]:
@@ -79,3 +104,8 @@ def committed(task: Task) -> tuple[Commitment, ...]:
     for one in task.inputs.values():
         found += [one.request, one.response]
     return tuple(commitment for commitment in found if commitment is not None)
+
+
+def _digests(entry: Entry) -> set[str]:
+    values = (getattr(event, field) for event in entry.events for field in event.__struct_fields__)
+    return {value.sha256 for value in values if isinstance(value, Commitment)}

@@ -17,6 +17,8 @@ import msgspec
 import typer
 from rich.console import Console
 
+import tasktrail.services.terminal_operations as operations
+import tasktrail.services.terminal_setup as setup
 from tasktrail.events.errors import TasktrailError, Unavailable
 from tasktrail.events.facts import Status
 from tasktrail.projections.audit.errors import StoreBusy
@@ -50,6 +52,10 @@ Data = Annotated[
     Path | None,
     typer.Option("--data", help="Data directory; default TASKTRAIL_DATA or .tasktrail.", show_default=False),
 ]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="Configuration file; default TASKTRAIL_CONFIG, else none.", show_default=False),
+]
 Url = Annotated[
     str, typer.Option("--url", help="Ask the service at this address instead; the token is the data directory's.")
 ]
@@ -74,11 +80,12 @@ def up(  # noqa: PLR0913 - one for each option
     port: Annotated[int | None, typer.Option(help="Port to listen on; default 8420, 0 takes a free one.")] = None,
     nats: Annotated[str | None, typer.Option(help="External NATS servers instead of an embedded one.")] = None,
     nats_server: Annotated[Path | None, typer.Option(help="Your own nats-server for the embedded broker.")] = None,
+    config: Config = None,
     demo: Annotated[bool, typer.Option("--demo", help="Also run a demo MCP server with traffic.")] = False,
 ) -> None:
     """Run the service until Ctrl-C."""
     with _told():
-        settings = load(os.environ, data=data, host=host, port=port, nats_url=nats, nats_server=nats_server)
+        settings = load(os.environ, config, data=data, host=host, port=port, nats_url=nats, nats_server=nats_server)
         raise typer.Exit(import_module("tasktrail.services.up").run(settings, demo=demo))
 
 
@@ -88,10 +95,11 @@ def init(
     nats: Annotated[str, typer.Option(help="NATS servers, comma-separated.")],
     replicas: Annotated[int | None, typer.Option(help="Copies of each stream; 3 on a cluster of three.")] = None,
     data: Data = None,
+    config: Config = None,
 ) -> None:
     """Make the streams on an external NATS server, and the keys. Safe to repeat."""
     with _told():
-        settings = load(os.environ, data=data, nats_url=nats, replicas=replicas)
+        settings = load(os.environ, config, data=data, nats_url=nats, replicas=replicas)
         raise typer.Exit(import_module("tasktrail.services.up").init(settings))
 
 
@@ -246,3 +254,7 @@ def _print_json(document: Any) -> None:  # noqa: ANN401 - any document
     body = msgspec.json.encode(document)
     sys.stdout.buffer.write(msgspec.json.format(body, indent=2) + b"\n")
     sys.stdout.buffer.flush()
+
+
+operations.register(app)
+setup.register(app)

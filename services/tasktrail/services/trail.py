@@ -2,6 +2,7 @@
 
 Guarantees: nothing is created or changed except by `create`, which an operator asks for (`tasktrail init`) or an
 embedded start does in a directory without its marker; `differences` says what is missing or not as it should be.
+CURRENT and TIMERS are disposable: both come back from the trail, so they may be made anew at any time.
 Needs JetStream API level 4 (nats-server 2.14 or later).
 
     await create(js, replicas=1)
@@ -13,7 +14,7 @@ from typing import Any
 from nats.js import JetStreamContext, api
 from nats.js.errors import NotFoundError
 
-from tasktrail.events.subjects import CURRENT, GENERATION, KEYS, PAYLOADS, TRAIL
+from tasktrail.events.subjects import CURRENT, GENERATION, KEYS, PAYLOADS, TIMERS, TRAIL
 
 DUPLICATE_WINDOW_S = 120.0
 """How long JetStream knows a message id: well above the time the Ledger resolves an unconfirmed write."""
@@ -55,6 +56,7 @@ def desired(replicas: int = 1) -> dict[str, api.StreamConfig]:
             allow_direct=False,
         ),
         KV_STREAM: current_bucket(replicas),
+        TIMERS: timers(replicas),
         OBJECT_STREAM: api.StreamConfig(
             name=OBJECT_STREAM,
             description="tasktrail: sealed payloads too large for an entry",
@@ -88,6 +90,28 @@ def current_bucket(replicas: int = 1) -> api.StreamConfig:
     )
 
 
+def timers(replicas: int = 1) -> api.StreamConfig:
+    """The stream of timers: message schedules (ADR-51) and what they fired, each gone when it was dealt with.
+
+    It is apart from the trail because schedules switch `deny_purge` off. One message per subject, the latest: to
+    publish a timer again is to move it. A work queue: a fired timer stays until somebody has acknowledged it.
+    """
+    return api.StreamConfig(
+        name=TIMERS,
+        description="tasktrail: timers of tasks, set again from the current states when lost",
+        subjects=[f"timer.{GENERATION}.>"],
+        storage=api.StorageType.FILE,
+        num_replicas=replicas,
+        retention=api.RetentionPolicy.WORK_QUEUE,
+        max_msgs_per_subject=1,
+        discard=api.DiscardPolicy.OLD,
+        allow_msg_schedules=True,
+        allow_msg_ttl=True,
+        allow_direct=True,
+        duplicate_window=DUPLICATE_WINDOW_S,
+    )
+
+
 async def create(js: JetStreamContext, *, replicas: int = 1, only: frozenset[str] = frozenset()) -> list[str]:
     """Create the streams that do not exist (all, or those of `only`); existing ones are never touched. Names made."""
     made: list[str] = []
@@ -112,7 +136,10 @@ _COMPARED = (
     "max_msgs_per_subject",
     "allow_direct",
     "duplicate_window",
+    "allow_msg_schedules",
+    "allow_msg_ttl",
 )
+_LOST = {TRAIL: "entries", KEYS: "keys of tasks", TIMERS: "timers"}
 _LIMITS = ("max_msgs", "max_bytes", "max_age")
 
 
@@ -132,9 +159,10 @@ async def differences(js: JetStreamContext, *, replicas: int | None = None) -> l
         ]
         if replicas is not None and (have.num_replicas or 1) != replicas:
             found.append(f"stream {name}: num_replicas is {have.num_replicas}, {replicas} asked for")
-        if name in {TRAIL, KEYS}:
+        if name in _LOST:
             found += [
-                f"stream {name}: {field} is {getattr(have, field)}, which would lose entries; it should be unlimited"
+                f"stream {name}: {field} is {getattr(have, field)}, which would lose {_LOST[name]}; "
+                "it should be unlimited"
                 for field in _LIMITS
                 if (getattr(have, field) or 0) > 0
             ]

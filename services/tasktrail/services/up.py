@@ -27,6 +27,7 @@ from tasktrail.services.clock import now_ms, rfc3339
 from tasktrail.services.connection import Connection
 from tasktrail.services.http.app import create_app
 from tasktrail.services.http.edge import Hosts
+from tasktrail.services.http.operating import routes
 from tasktrail.services.http.server import Server
 from tasktrail.services.reading import Reading
 from tasktrail.services.service import ADAPTER_FILE, Service, make_keys, shown
@@ -64,7 +65,14 @@ async def _serve(settings: Settings, console: Console, *, demo: bool) -> int:
         stack.push_async_callback(service.stop)
         token = responder.open_token(settings.data)
         hosts = Hosts(settings.host, settings.hosts)
-        app = create_app(Reading(service), token=token, hosts=hosts, version=version("tasktrail"))
+        app = create_app(
+            Reading(service),
+            token=token,
+            hosts=hosts,
+            operators=settings.operators,
+            acting=routes(service.operating, service.policing),
+            version=version("tasktrail"),
+        )
         server = await Server.start(app, host=settings.host, port=settings.port)
         stack.push_async_callback(server.stop)
         here = responder.Running(url=server.url, pid=os.getpid(), started_at=rfc3339(now_ms()))

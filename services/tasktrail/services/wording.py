@@ -7,6 +7,7 @@ who calls itself a part of tasktrail is not shown as one.
     "ana at id.example via desk · verified by tasktrail · jwt jti-7, until 15:16:40 · rule same-identity-context"
 """
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from tasktrail.projections.audit.sentences import printable
@@ -27,6 +28,12 @@ _TRIGGERS: dict[str, str] = {
     "operator": "an operator",
     "responder": "a responder",
 }
+STANDINGS: dict[str, str] = {
+    "lapsed": "while the creator's authority had lapsed",
+    "revoked": "while the creator's authority was revoked",
+    "unknown": "while nothing said whether the creator's authority stood",
+}
+"""What a step of a worker, a timer or an operator adds when the creator's authority did not stand."""
 _HASH_SHOWN = 12
 _IDENTIFIER_MAX = 20
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
@@ -105,6 +112,8 @@ def _subject(one: Who, *, short: bool = False) -> str:
     if one.trigger != "caller" and one.iss == "tasktrail" and one.sub:
         if one.trigger == "responder":
             return "the holder of the responder token"
+        if one.trigger == "operator" and one.kind == "user":
+            return f"operator {printable(one.sub)}"
         kind, _, name = one.sub.partition(":")
         return f"MCP server {printable(name)}" if kind == "server" and name else f"tasktrail's {printable(one.sub)}"
     if one.kind == "anonymous":
@@ -132,7 +141,7 @@ def authority(step: Step, *, like: int | None = None, wide: bool = False) -> str
         parts = [f"{_subject(step.who, short=True)}{word}, as in #{like}"]
     else:
         parts = [who(step.who), *evidence(step.who), _credential(step), _difference(step), _address(step.address)]
-    parts.append(_rule(step, wide=wide))
+    parts += [STANDINGS.get(step.standing or "", ""), _grant(step), _rule(step, wide=wide)]
     return " · ".join(part for part in parts if part)
 
 
@@ -140,7 +149,7 @@ def provenance(step: Step) -> object:
     """What two steps have in common when the same caller made them by the same credential from the same place."""
     ends, at = moment(step.credential.exp if step.credential else None), moment(happened(step))
     differs = step.binding.differs if step.binding else ()
-    return step.who, step.credential, differs, step.address, bool(ends and at and at >= ends)
+    return step.who, step.credential, differs, step.grant, step.address, bool(ends and at and at >= ends)
 
 
 def evidence(one: Who) -> list[str]:
@@ -152,6 +161,44 @@ def evidence(one: Who) -> list[str]:
     if one.client_id and one.client_level != one.level:
         return [level(one.level), f"client {level(one.client_level)}"]
     return [level(one.level)]
+
+
+def remarks(step: Step) -> Iterator[tuple[str, str]]:
+    """What else is to be said of a step, each with its mark: who answered and how we know; `▲`, what was flagged."""
+    if said := _approved(step):
+        yield "", said
+    if said := _secrets_seen(step):
+        yield "▲", said
+
+
+def _approved(step: Step) -> str:
+    """Who answered, how and when they were authenticated, and whose word each is; empty for what is no answer."""
+    if step.type != "InputResponded" or step.who is None:
+        return ""
+    one, who_said = step.credential, step.who.level
+    said = f"answered by {_subject(step.who, short=True)} ({level(who_said)}), "
+    if one is None or not (one.amr or one.acr or one.auth_time):
+        return said + "nothing says how a person was authenticated"
+    said += "authenticated"
+    if one.amr:
+        said += " by " + ", ".join(map(printable, one.amr))
+    if one.acr:
+        said += f" (acr {printable(one.acr)})"
+    if one.auth_time:
+        date = "" if day(one.auth_time) == day(happened(step)) else f"{day(one.auth_time)} "
+        said += f" at {date}{clock(one.auth_time, millis=False)}"
+    return said if one.level == who_said else f"{said} ({level(one.level)})"
+
+
+def _secrets_seen(step: Step) -> str:
+    seen = [
+        f"{', '.join(map(printable, one.secrets))} in {printable(one.name)}" for one in step.payloads if one.secrets
+    ]
+    return f"looks like a secret: {'; '.join(seen)}" if seen else ""
+
+
+def _grant(step: Step) -> str:
+    return f"by grant {printable(step.grant)}" if step.grant else ""
 
 
 def _difference(step: Step) -> str:

@@ -22,12 +22,17 @@ from nats.js import JetStreamContext, api
 
 from tasktrail.events.subjects import TRAIL
 from tasktrail.services import trail
+from tasktrail.services.access.asking import Checks
+from tasktrail.services.access.callers import Callers
 from tasktrail.services.access.desk import Desk
 from tasktrail.services.access.gate import Gate
+from tasktrail.services.access.limits import Limits
 from tasktrail.services.access.payloads import Payloads
+from tasktrail.services.access.policy import Policies
 from tasktrail.services.access.recorder import Recorder
 from tasktrail.services.access.work import Work
 from tasktrail.services.connection import Connection
+from tasktrail.services.governance import Governance
 from tasktrail.services.keyring import Keyring
 from tasktrail.services.ledger import Ledger
 from tasktrail.services.sealing import Vault
@@ -71,6 +76,8 @@ class Parts(msgspec.Struct, kw_only=True):
     gate: Gate
     work: Work
     desk: Desk
+    governance: Governance
+    policies: Policies
 
 
 @contextlib.asynccontextmanager
@@ -85,8 +92,9 @@ async def parts(
     """Connect and build; the connection is closed at the end."""
     settings = settings or Settings(data=data, fold_ms=1_000)
     servers = url if isinstance(url, str) else ",".join(url)
-    nc = await Connection.from_text(servers).connect("parts")
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        nc = await Connection.from_text(servers).connect("parts")
+        stack.push_async_callback(nc.close)
         js = nc.jetstream()  # pyright: ignore[reportUnknownMemberType]  # nats-py's options have no types
         await trail.create(js, replicas=replicas)
         keyring = Keyring.create(data)
@@ -97,8 +105,15 @@ async def parts(
         vault = Vault(js, keyring)
         payloads = Payloads(vault, settings)
         recorder = Recorder(ledger, fold_ms=settings.fold_ms)
-        gate = Gate(ledger, states, keyring, payloads, recorder, settings)
-        work = Work(ledger, states, payloads, recorder)
+        policies = Policies(ledger.now)
+        governance = Governance(nc, js, ledger, policies, keyring.public_keys, keyring.pseudonym)
+        await governance.start()
+        stack.push_async_callback(governance.stop)
+        callers = Callers(settings, keyring, ledger.now)
+        stack.push_async_callback(callers.close)
+        checks = Checks(callers, governance, policies, Limits(settings.limits, ledger.now))
+        gate = Gate(ledger, states, keyring, payloads, recorder, checks, settings)
+        work = Work(ledger, states, payloads, recorder, governance, policies)
         yield Parts(
             nc=nc,
             js=js,
@@ -111,9 +126,9 @@ async def parts(
             gate=gate,
             work=work,
             desk=Desk(gate, work),
+            governance=governance,
+            policies=policies,
         )
-    finally:
-        await nc.close()
 
 
 async def stored(js: JetStreamContext, first: int = 1) -> list[Stored]:

@@ -19,9 +19,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -193,22 +194,36 @@ class UpProcess:
             inbox_prefix="_INBOX_tasktrail",
         )
 
-    def get(self, path: str, *, token: bool = True) -> tuple[int, bytes]:
-        """One GET of the responders' surface: status and body."""
+    def get(self, path: str, *, token: str | bool = True) -> tuple[int, bytes]:
+        """One GET of the responders' surface: status and body. `token`: True for the responder's, False for none."""
         return self._ask("GET", path, b"", token=token)
 
-    def post(self, path: str, body: bytes, *, token: bool = True) -> tuple[int, bytes]:
-        """One POST of JSON to the responders' surface: status and body."""
+    def post(self, path: str, body: bytes, *, token: str | bool = True) -> tuple[int, bytes]:
+        """One POST of JSON to the responders' surface: status and body. `token` as in `get`."""
         return self._ask("POST", path, body, token=token)
 
-    def _ask(self, method: str, path: str, body: bytes, *, token: bool) -> tuple[int, bytes]:
+    def order(self, path: str, *, token: str | bool = True, **said: object) -> dict[str, Any]:
+        """What an operator's order at `/api/v1/<path>` came to. `token` as in `get`.
+
+        Raises:
+            RuntimeError: it was refused.
+        """
+        status, answer = self.post(f"/api/v1/{path}", msgspec.json.encode(said), token=token)
+        if status != HTTPStatus.OK:
+            message = f"{path} was answered {status}: {answer.decode()}"
+            raise RuntimeError(message)
+        done: dict[str, Any] = msgspec.json.decode(answer)
+        return done
+
+    def _ask(self, method: str, path: str, body: bytes, *, token: str | bool) -> tuple[int, bytes]:
         running = self._running(self.pid)
         if running is None:
             message = f"no service is published in {self.data}"
             raise RuntimeError(message)
         connection = http.client.HTTPConnection(urlsplit(running.url).netloc, timeout=_ANSWER_S)
         headers = {"Content-Type": "application/json"} if body else {}
-        headers |= {"Authorization": f"Bearer {read_token(self.data)}"} if token else {}
+        shown = read_token(self.data) if token is True else token
+        headers |= {"Authorization": f"Bearer {shown}"} if shown else {}
         try:
             connection.request(method, path, body=body or None, headers=headers)
             response = connection.getresponse()

@@ -14,16 +14,21 @@ from tasktrail.events import decide, facts
 from tasktrail.events.authority import (
     Actor,
     Authority,
+    Binding,
     BindingCheck,
     BindingMode,
+    Credential,
     Level,
+    Method,
     PolicyDecision,
     Principal,
     PrincipalKind,
     Request,
+    Standing,
     Trigger,
+    Verification,
 )
-from tasktrail.events.subjects import access_subject, control_subject, denied_subject, task_ref
+from tasktrail.events.subjects import access_subject, control_subject, denied_subject, governance_subject, task_ref
 from tasktrail.projections import current
 from tasktrail.projections.current import State
 from tasktrail.testing.memory import MemoryTrail
@@ -89,6 +94,36 @@ def stranger() -> Authority:
     return msgspec.structs.replace(
         who, actors=(Actor(sub="agent", level=Level.VERIFIED),), binding=differs, request=request
     )
+
+
+def operator(name: str) -> Authority:
+    """A person with a named key, allowed by a policy that names what it saw."""
+    key = Credential(
+        method=Method.API_KEY,
+        verification=Verification.OK,
+        verified_at_ms=NOW_MS,
+        token_hash="o" * 43,
+        level=Level.VOUCHED,
+    )
+    allowed = PolicyDecision(
+        effect="allow",
+        reason="policy",
+        policy_sha256="c" * 64,
+        policy_version="2027-01",
+        policies=("operators-may", "everybody-in-reports"),
+        inputs={"operator": name, "rights": ("revoke", "hold"), "age_ms": 7, "confirmed": True},
+        input_sha256="d" * 64,
+    )
+    who = Principal(iss="tasktrail", sub=name, level=Level.VOUCHED)
+    return Authority(trigger=Trigger.OPERATOR, tenant=TENANT, principal=who, credential=key, decision=allowed)
+
+
+def grantee() -> Authority:
+    """Somebody else than the creator, by a grant."""
+    return msgspec.structs.replace(authority(BO, level=Level.VERIFIED), grant="g-1")
+
+
+BO = Binding(tenant=TENANT, iss="https://id.example", sub="bo", client_id="desk")
 
 
 def ask(made: str, *keys: str) -> decide.RequestInput:
@@ -157,10 +192,55 @@ async def written() -> Story:
     gap = facts.GapFound(at_ms=story.at_ms, what="folded polls", since_ms=1, until_ms=2, cause="crash")
     for event in (query, rejected, gap):
         await story.note(control_subject(TENANT), event, timer())
+    await governed(story)
     story.at_ms += TTL_MS
     story.do("late", decide.ExpireTask(id="timer:expire"), timer())
     story.do("talk", decide.ExpireTask(id="timer:expire"), timer())
     return story
+
+
+async def governed(story: Story) -> None:
+    """A policy and revocations, and two tasks on which everything happens that only governs them."""
+    olga, omar, all_tenants = operator("olga"), operator("omar"), governance_subject("_")
+    text = "permit(principal, action, resource);"
+    policy = facts.PolicyActivated(
+        at_ms=story.at_ms, version="2027-01", sha256="c" * 64, schema_sha256="s" * 64, text=text, reason="first"
+    )
+    await story.note(all_tenants, policy, olga)
+    kept = {"completed": 30_000, "failed": 10_000, "cancelled": 0}
+    ref = story.do("kept", create("c6", ttl_set_by="tool", requested_ttl_ms=10**12, retention_ms=kept))
+    lapsed = decide.ChangeAuthority(id="a6", standing=Standing.LAPSED, until_s=1_800_000_000)
+    story.do("kept", lapsed, msgspec.structs.replace(worker(), standing=Standing.LAPSED))
+    story.do("kept", decide.ChangeAuthority(id="b6", standing=Standing.VALID, until_s=1_900_000_000))
+    given = decide.GiveGrant(
+        id="g6", grant="g-1", to=BO, mode=BindingMode.USER, rights=("get", "update"), reason="leave"
+    )
+    story.do("kept", given, olga)
+    await story.note(access_subject(TENANT, ref), facts.SubscriptionOpened(at_ms=story.at_ms), grantee(), ref)
+    story.do("kept", decide.WithdrawGrant(id="w6", grant="g-1", reason="back"), olga)
+    story.do("kept", decide.PlaceHold(id="h6", hold="h-1", by="olga", reason="inquiry", case_id="7"), olga)
+    story.do("kept", decide.CompleteTask(id="e6", result=sealed("result")), worker())
+    story.at_ms += 30_000
+    story.do("kept", decide.ExpireTask(id="timer:expire"), timer())
+    story.do("kept", decide.ShredPayload(id="s6", reason="retention"), timer())
+    story.do("kept", decide.ReleaseHold(id="l6", hold="h-1", by="olga", reason="over"), olga)
+    story.do("kept", decide.ReleaseHold(id="m6", hold="h-1", by="omar", reason="over"), omar)
+    story.do("kept", decide.ShredPayload(id="t6", reason="retention"), timer())
+    revoked = facts.PrincipalRevoked(
+        at_ms=story.at_ms, revocation="r-1", kind="principal", tenant=TENANT, iss=ANA.iss, sub=ANA.sub, reason="left"
+    )
+    story.do("taken", create("c7"))
+    await story.note(governance_subject(TENANT), revoked, olga)
+    change = decide.ChangeAuthority(id="a7", standing=Standing.REVOKED, cause="r-1")
+    story.do("taken", change, msgspec.structs.replace(operator("olga"), standing=Standing.REVOKED))
+    story.do("taken", decide.RevokeHandle(id="v7", reason="stolen"), olga)
+    story.do("taken", decide.CancelTask(id="x7", cause="handle_revoked"), olga)
+    token = msgspec.structs.replace(
+        revoked, revocation="r-2", kind="token", tenant="", iss="", sub="", token_hash="h" * 43
+    )
+    client = msgspec.structs.replace(revoked, revocation="r-3", kind="client", iss="", sub="", client_id="desk")
+    for event in (token, client, facts.RevocationLifted(at_ms=story.at_ms, revocation="r-2", reason="found")):
+        await story.note(all_tenants, event, omar)
 
 
 async def main(version: str) -> None:

@@ -23,7 +23,9 @@ from tasktrail.events.authority import (
     Method,
     PolicyDecision,
     Principal,
+    PrincipalKind,
     Request,
+    Standing,
     Trigger,
     Verification,
 )
@@ -31,16 +33,23 @@ from tasktrail.events.decide import (
     Answer,
     Ask,
     CancelTask,
+    ChangeAuthority,
     CompleteTask,
     CreateTask,
     ExpireTask,
     FailTask,
+    GiveGrant,
     LoseWorker,
+    PlaceHold,
+    ReleaseHold,
     ReportStatus,
     RequestInput,
     RespondToInput,
+    RevokeHandle,
+    ShredPayload,
     StopTask,
     TaskCommand,
+    WithdrawGrant,
     decide,
 )
 from tasktrail.events.entry import VERSION, Entry, encode, leaf_hash
@@ -78,10 +87,32 @@ def ana(tenant: str = "acme", sub: str = "ana", *, level: Level = Level.VERIFIED
     )
 
 
-def timer(tenant: str = "acme") -> Authority:
+def worker(standing: Standing | None = None, tenant: str = "acme") -> Authority:
+    """The MCP server's own step, with what the creator's authority is worth at that moment."""
+    return Authority(
+        trigger=Trigger.WORKER,
+        tenant=tenant,
+        principal=Principal(iss="tasktrail", sub="server:bank", kind=PrincipalKind.MACHINE, level=Level.VOUCHED),
+        standing=standing,
+        decision=PolicyDecision(effect="allow", reason="server-runs-task", policy_version="builtin-1"),
+    )
+
+
+def operator(name: str = "olga", tenant: str = "acme") -> Authority:
+    """A person with a named key."""
+    return Authority(
+        trigger=Trigger.OPERATOR,
+        tenant=tenant,
+        principal=Principal(iss="tasktrail", sub=name, level=Level.VOUCHED),
+        decision=PolicyDecision(effect="allow", reason="operator-may", policy_version="v-2", policies=("ops", "all")),
+    )
+
+
+def timer(tenant: str = "acme", standing: Standing | None = None) -> Authority:
     return Authority(
         trigger=Trigger.TIMER,
         tenant=tenant,
+        standing=standing,
         decision=PolicyDecision(effect="allow", reason="time-is-up", policy_version="builtin-1"),
     )
 
@@ -97,10 +128,10 @@ class Trail:
         self._seq = first_seq
         self._made = 0
 
-    def sealed(self, name: str, text: str = "secret") -> Commitment:
+    def sealed(self, name: str, text: str = "secret", *flags: str) -> Commitment:
         self._made += 1
         digest = hashlib.sha256(f"{name}{text}{self._made}".encode()).hexdigest()
-        return Commitment(name=name, sha256=digest, mac=digest[::-1], size=len(text) + 28)
+        return Commitment(name=name, sha256=digest, mac=digest[::-1], size=len(text) + 28, flags=flags)
 
     def put(self, subject: str, body: bytes, msg_id: str) -> Message:
         message = Message(self._seq, subject, body, msg_id, "key-1", "c2lnbmF0dXJl")
@@ -108,7 +139,16 @@ class Trail:
         self.messages.append(message)
         return message
 
-    def create(self, *, tenant: str = "acme", tool: str = "transfer", sub: str = "ana", ttl_ms: int = 60_000) -> str:
+    def create(
+        self,
+        *,
+        tenant: str = "acme",
+        tool: str = "transfer",
+        sub: str = "ana",
+        ttl_ms: int = 60_000,
+        authority: Authority | None = None,
+        **fields: object,
+    ) -> str:
         self._made += 1
         ref = task_ref(KEY, f"task {self._made} of {tenant}")
         self.tenants[ref] = tenant
@@ -126,7 +166,7 @@ class Trail:
             handle=self.sealed("handle"),
             arguments=self.sealed("arguments"),
         )
-        self.command(ref, made, ana(tenant, sub))
+        self.command(ref, msgspec.structs.replace(made, **fields), authority or ana(tenant, sub))
         return ref
 
     def command(self, ref: str, command: TaskCommand, authority: Authority | None = None) -> Message | None:
@@ -191,7 +231,9 @@ class Trail:
         event = ResultDisclosed(at_ms=self.now_ms, payloads=("result",), sha256=("a" * 64,), nth=1, method="tasks/get")
         return self.note(access_subject(self.tenants[ref], ref), self.tenants[ref], (event,), ref)
 
-    def deny(self, ref: str, *, tenant: str = "acme", sub: str = "eve", count: int = 2) -> Message:
+    def deny(
+        self, ref: str, *, tenant: str = "acme", sub: str = "eve", count: int = 2, level: Level = Level.VERIFIED
+    ) -> Message:
         event = AccessDenied(
             at_ms=self.now_ms,
             method="tasks/get",
@@ -203,7 +245,7 @@ class Trail:
             refs={ref: count},
         )
         refused = msgspec.structs.replace(
-            ana(tenant, sub),
+            ana(tenant, sub, level=level),
             binding=BindingCheck(mode=BindingMode.EXACT, differs=("sub",)),
             decision=PolicyDecision(effect="deny", reason="other-identity-context", policy_version="builtin-1"),
         )
@@ -228,7 +270,22 @@ def some_command(trail: Trail, ref: str, draw: random.Random) -> TaskCommand:
             StopTask(id=made),
             ExpireTask(id=made),
             LoseWorker(id=made, cause="lease", error=trail.sealed("error"), code=-32603),
+            *governing(made, key, draw),
         )
+    )
+
+
+def governing(made: str, key: str, draw: random.Random) -> tuple[TaskCommand, ...]:
+    """Any command about who may use a task and how long its payloads are kept."""
+    to, by = Binding(tenant="acme", iss="", sub="bo", client_id=""), draw.choice(("olga", "omar"))
+    return (
+        ChangeAuthority(id=made, standing=draw.choice(list(Standing)), until_s=draw.choice((0, NOW_MS // 1000, 2**60))),
+        GiveGrant(id=made, grant=key, to=to, rights=("get",), reason="r"),
+        WithdrawGrant(id=made, grant=key, reason="r"),
+        PlaceHold(id=made, hold=key, by=by, reason="r"),
+        ReleaseHold(id=made, hold=key, by=by, reason="r"),
+        RevokeHandle(id=made, reason="r"),
+        ShredPayload(id=made, reason="retention"),
     )
 
 

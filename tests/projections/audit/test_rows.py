@@ -39,7 +39,7 @@ def epoch_ms(at: datetime | None) -> int | None:
 def test_a_tasks_row_says_what_folding_its_events_says(seed: int, length: int) -> None:
     """`evolve` is the law: tasktrail.events.task."""
     draw, trail = random.Random(seed), Trail()  # noqa: S311 - the same trail for the same seed
-    ref = trail.create()
+    ref = trail.create(retention_ms={"completed": 50, "failed": 10**9, "cancelled": 0} if seed % 2 else {})
     for _ in range(length):
         trail.command(ref, some_command(trail, ref, draw))
     row, task = read_all(trail).created[ref], trail.tasks[ref]
@@ -48,12 +48,17 @@ def test_a_tasks_row_says_what_folding_its_events_says(seed: int, length: int) -
 
 def _of_row(row: TaskRow) -> tuple[object, ...]:
     times = (row.created_at, row.last_updated_at, row.expires_at, row.cancel_requested_at, row.expired_at)
-    return (row.status, row.is_error, row.task_seq, row.leaf_sha256, *map(epoch_ms, times))
+    later = (row.revoked_at, row.shredded_at, row.authority_until)
+    counted = (row.grants, row.holds, row.standing, row.token_hash, row.jti)
+    return (row.status, row.is_error, row.task_seq, row.leaf_sha256, *map(epoch_ms, times + later), *counted)
 
 
 def _of_task(task: Task) -> tuple[object, ...]:
     times = (task.created_at_ms, task.last_updated_at_ms, task.expires_at_ms)
-    return (task.status, task.is_error, task.seq, task.leaf, *times, task.cancel_requested_at_ms, task.expired_at_ms)
+    until_ms = task.until_s * 1000 if 0 < task.until_s < 2**40 else None
+    later = (task.cancel_requested_at_ms, task.expired_at_ms, task.revoked_at_ms, task.shredded_at_ms, until_ms)
+    counted = (len(task.grants), len(task.holds), task.standing, task.token_hash, task.jti)
+    return (task.status, task.is_error, task.seq, task.leaf, *times, *later, *counted)
 
 
 @given(cuts=st.lists(st.integers(0, 60), max_size=6))
@@ -248,17 +253,29 @@ def test_an_event_of_a_newer_version_is_kept_as_written() -> None:
     ref = trail.create()
     entry = trail.entry(ref, (TaskResumed(at_ms=7),))
     body = encode(entry)
-    newer = body.replace(b'{"type":"TaskResumed","at_ms":7}', b'{"type":"GrantGiven","to":"bo","at_ms":8}')
+    newer = body.replace(b'{"type":"TaskResumed","at_ms":7}', b'{"type":"HandleLent","to":"bo","at_ms":8}')
     trail.put(task_subject("acme", ref), newer, entry.id)
     event = read_all(trail).events[-1]
     assert (event.type, event.payload, event.status_after) == (
-        "GrantGiven",
-        '{"type":"GrantGiven","to":"bo","at_ms":8}',
+        "HandleLent",
+        '{"type":"HandleLent","to":"bo","at_ms":8}',
         "working",
     )
     wider = body.replace(b'{"type":"TaskResumed","at_ms":7}', b'{"type":"TaskResumed","mood":"glad","at_ms":7}')
     trail.messages[-1] = trail.messages[-1]._replace(body=wider)
     assert read_all(trail).events[-1].payload == '{"type":"TaskResumed","mood":"glad","at_ms":7}'
+
+
+@pytest.mark.requirement("R4")
+def test_the_kinds_of_secrets_seen_in_a_payload_have_a_column() -> None:
+    """R4; NULL for the many in which none was seen."""
+    trail = Trail()
+    trail.create(arguments=trail.sealed("arguments", "a", "jwt", "npm_token"))
+    trail.create()
+    assert [(event.payload_name, event.payload_flags) for event in read_all(trail).events] == [
+        ("arguments", "jwt, npm_token"),
+        ("arguments", None),
+    ]
 
 
 def test_a_newer_versions_entry_is_kept_with_the_advice_to_read_it_with_one() -> None:

@@ -29,7 +29,7 @@ from tasktrail.projections.audit.errors import (
     StoreTooOld,
     StreamCut,
 )
-from tasktrail.projections.audit.history import StepRow
+from tasktrail.projections.audit.found import StepRow
 from tasktrail.projections.audit.rows import DenialRow, RejectedRow, TaskRow
 from tasktrail.projections.audit.store import SCHEMA_VERSION, AuditStore, TaskFilter
 from tasktrail.projections.audit.timeline import Step
@@ -223,7 +223,16 @@ def test_a_store_of_an_older_schema_is_brought_up_to_date_unless_it_is_only_read
 def test_schema_files_are_numbered_without_a_gap_up_to_the_version_of_the_code() -> None:
     names = sorted(one.name for one in (PACKAGE / "schema").iterdir())
     assert all(re.fullmatch(r"\d{3}_[a-z_]+\.sql", name) for name in names), names
-    assert [int(name[:3]) for name in names] == list(range(1, SCHEMA_VERSION + 1))
+    assert [int(name[:3]) for name in names] == list(range(int(names[0][:3]), SCHEMA_VERSION + 1))
+
+
+def test_a_store_older_than_every_schema_file_is_rebuilt_not_migrated(path: Path) -> None:
+    """It is a function of the trail; what a column added since would hold is in the entries, not in the old rows."""
+    with duckdb.connect(path) as db:
+        db.execute("CREATE TABLE schema_version (version INTEGER NOT NULL, name VARCHAR NOT NULL)")
+        db.execute("INSERT INTO schema_version VALUES (1, '001_audit.sql')")
+    with pytest.raises(StoreTooOld, match=r"cannot bring up to date.*then it is rebuilt from the trail"):
+        AuditStore.open(path)
 
 
 def test_every_query_says_what_it_answers_and_names_its_parameters() -> None:

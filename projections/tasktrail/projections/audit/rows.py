@@ -9,24 +9,32 @@ a trail are a function of the trail alone. Signatures are kept, not verified.
 """
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
 
-from tasktrail.events.authority import Record
+from tasktrail.events.authority import Record, Standing
 from tasktrail.events.entry import GENESIS, Entry, decode, leaf_hash
 from tasktrail.events.errors import MalformedEntry
 from tasktrail.events.facts import (
     AccessDenied,
     AccessEvent,
+    AuthorityChanged,
     CancelRequested,
     ControlEvent,
     Event,
+    GovernanceEvent,
+    GrantGiven,
+    GrantWithdrawn,
+    HandleRevoked,
+    HoldPlaced,
+    HoldReleased,
     InputRequested,
     InputResponded,
+    PayloadShredded,
     Status,
     StatusReported,
     TaskCancelled,
@@ -40,10 +48,12 @@ from tasktrail.events.facts import (
 )
 from tasktrail.events.subjects import kind_of, tenant_token
 from tasktrail.projections.audit.columns import (
+    EPOCH,
     EntryRow,
     EventRow,
     Message,
     OutOfRange,
+    claimed_time,
     entry_row,
     event_row,
     instant,
@@ -90,7 +100,11 @@ class RejectedRow(NamedTuple):
 
 
 class TaskRow(Record, frozen=True, kw_only=True):
-    """One row of `tasks`: the task as of its last entry. Times are UTC without zone, sequences the stream's."""
+    """One row of `tasks`: the task as of its last entry. Times are UTC without zone, sequences the stream's.
+
+    `retention` is JSON: status to milliseconds. `token_hash` and `jti` are the creating credential's; `authority_until`
+    is when the creator's latest one ends. `grants` and `holds` count those in force.
+    """
 
     task_ref: str
     tenant: str
@@ -105,9 +119,12 @@ class TaskRow(Record, frozen=True, kw_only=True):
     protocol_version: str
     requested_ttl_ms: int | None
     granted_ttl_ms: int
+    ttl_set_by: str | None
+    retention: str | None
     poll_interval_ms: int
+    token_hash: str | None
+    jti: str | None
     created_at: datetime
-    expires_at: datetime
     created_by: str
     first_seq: int
     last_seq: int
@@ -117,8 +134,16 @@ class TaskRow(Record, frozen=True, kw_only=True):
     status: str
     is_error: bool
     last_updated_at: datetime
+    expires_at: datetime
+    ended_at: datetime | None
     cancel_requested_at: datetime | None
+    revoked_at: datetime | None
     expired_at: datetime | None
+    shredded_at: datetime | None
+    grants: int
+    holds: int
+    standing: str
+    authority_until: datetime | None
 
 
 CHANGING = TaskRow.__struct_fields__[TaskRow.__struct_fields__.index("last_seq") :]
@@ -241,6 +266,7 @@ _ALLOWED: dict[str, frozenset[type]] = {
     "access": frozenset({*AccessEvent.__args__, UnknownEvent}),
     "denied": frozenset({AccessDenied, UnknownEvent}),
     "control": frozenset({*ControlEvent.__args__, UnknownEvent} - {AccessDenied}),
+    "governance": frozenset({*GovernanceEvent.__args__, UnknownEvent}),
 }
 
 
@@ -300,6 +326,7 @@ def _looked_at(seq: int, entry: Entry, before: TaskRow | None) -> TaskRow:
 
 def _created(seq: int, entry: Entry, event: TaskCreated, leaf: str) -> TaskRow:
     at = instant("at_ms", event.at_ms)
+    credential = entry.authority.credential
     return TaskRow(
         task_ref=entry.task_ref,
         tenant=entry.tenant,
@@ -314,9 +341,12 @@ def _created(seq: int, entry: Entry, event: TaskCreated, leaf: str) -> TaskRow:
         protocol_version=event.protocol_version,
         requested_ttl_ms=None if event.requested_ttl_ms is None else int64("requested_ttl_ms", event.requested_ttl_ms),
         granted_ttl_ms=int64("granted_ttl_ms", event.granted_ttl_ms),
+        ttl_set_by=event.ttl_set_by or None,
+        retention=_sorted.encode(event.retention_ms).decode() if event.retention_ms else None,
         poll_interval_ms=int64("poll_interval_ms", event.poll_interval_ms),
+        token_hash=(credential.token_hash or None) if credential else None,
+        jti=(credential.jti or None) if credential else None,
         created_at=at,
-        expires_at=instant("granted_ttl_ms after at_ms", event.at_ms + event.granted_ttl_ms),
         created_by=entry.id,
         first_seq=seq,
         last_seq=seq,
@@ -326,9 +356,21 @@ def _created(seq: int, entry: Entry, event: TaskCreated, leaf: str) -> TaskRow:
         status=Status.WORKING.value,
         is_error=False,
         last_updated_at=at,
+        expires_at=instant("granted_ttl_ms after at_ms", event.at_ms + event.granted_ttl_ms),
+        ended_at=None,
         cancel_requested_at=None,
+        revoked_at=None,
         expired_at=None,
+        shredded_at=None,
+        grants=0,
+        holds=0,
+        standing=Standing.VALID.value,
+        authority_until=claimed_time(credential.exp) if credential else None,
     )
+
+
+_sorted = msgspec.json.Encoder(order="sorted")
+_retention = msgspec.json.Decoder(dict[str, int])
 
 
 _MOVES: dict[type, Status] = {
@@ -344,12 +386,7 @@ _MOVES: dict[type, Status] = {
 def _evolved(task: TaskRow, event: Event | UnknownEvent) -> TaskRow:
     """The part of `evolve` that a row shows."""
     if type(event) in _MOVES:
-        return msgspec.structs.replace(
-            task,
-            status=_MOVES[type(event)].value,
-            is_error=event.is_error if isinstance(event, TaskCompleted) else task.is_error,
-            last_updated_at=instant("at_ms", event.at_ms),
-        )
+        return _moved(task, _MOVES[type(event)], event)
     match event:
         case InputResponded():
             return msgspec.structs.replace(task, last_updated_at=instant("at_ms", event.at_ms))
@@ -359,6 +396,51 @@ def _evolved(task: TaskRow, event: Event | UnknownEvent) -> TaskRow:
             return msgspec.structs.replace(task, cancel_requested_at=instant("at_ms", event.at_ms))
         case TaskExpired():
             return msgspec.structs.replace(task, expired_at=instant("at_ms", event.at_ms))
+        case _:
+            return _governed(task, event)
+
+
+def _moved(task: TaskRow, status: Status, event: Event | UnknownEvent) -> TaskRow:
+    """The row after an event that leads to `status`; an ended task's handle opens it for that status's retention."""
+    at = instant("at_ms", event.at_ms)
+    moved = msgspec.structs.replace(task, status=status.value, last_updated_at=at)
+    if not status.terminal:
+        return moved
+    kept_ms = retention_of(task).get(status.value)
+    expires_at = task.expires_at
+    if kept_ms is not None and event.at_ms + kept_ms < _epoch_ms(expires_at):
+        expires_at = instant("retention after at_ms", event.at_ms + kept_ms)
+    is_error = event.is_error if isinstance(event, TaskCompleted) else task.is_error
+    return msgspec.structs.replace(moved, ended_at=at, expires_at=expires_at, is_error=is_error)
+
+
+def retention_of(task: TaskRow) -> dict[str, int]:
+    """For how many milliseconds an ended task's handle opens it, by status."""
+    return _retention.decode(task.retention) if task.retention else {}
+
+
+def _epoch_ms(at: datetime) -> int:
+    return (at - EPOCH) // timedelta(milliseconds=1)
+
+
+def _governed(task: TaskRow, event: Event | UnknownEvent) -> TaskRow:  # noqa: PLR0911 - one arm per event
+    """The row after somebody's right to the task, or how long its payloads are kept, changed."""
+    match event:
+        case AuthorityChanged():
+            until = claimed_time(event.until_s)
+            return msgspec.structs.replace(task, standing=event.standing.value, authority_until=until)
+        case HandleRevoked():
+            return msgspec.structs.replace(task, revoked_at=instant("at_ms", event.at_ms))
+        case PayloadShredded():
+            return msgspec.structs.replace(task, shredded_at=instant("at_ms", event.at_ms))
+        case GrantGiven():
+            return msgspec.structs.replace(task, grants=task.grants + 1)
+        case GrantWithdrawn():
+            return msgspec.structs.replace(task, grants=max(0, task.grants - 1))
+        case HoldPlaced():
+            return msgspec.structs.replace(task, holds=task.holds + 1)
+        case HoldReleased():
+            return msgspec.structs.replace(task, holds=max(0, task.holds - 1))
         case _:
             return task
 

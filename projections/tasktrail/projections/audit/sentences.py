@@ -8,19 +8,30 @@ Guarantees: text that came from a caller, a server or an issuer is shown in prin
 
 from typing import assert_never
 
+from tasktrail.events.authority import Standing
 from tasktrail.events.facts import (
     AccessDenied,
+    AuthorityChanged,
     CancelRequested,
     CommandRefused,
     EntryRejected,
     Event,
     GapFound,
+    GrantGiven,
+    GrantWithdrawn,
+    HandleRevoked,
+    HoldPlaced,
+    HoldReleased,
     InputIgnored,
     InputRequested,
     InputResponded,
     KeyActivated,
+    PayloadShredded,
+    PolicyActivated,
+    PrincipalRevoked,
     QueryRun,
     ResultDisclosed,
+    RevocationLifted,
     StatusReported,
     SubscriptionClosed,
     SubscriptionOpened,
@@ -36,6 +47,7 @@ from tasktrail.events.facts import (
 )
 
 SHOWN_MAX = 80
+_DIGEST_SHOWN = 12
 
 
 def printable(text: str) -> str:
@@ -64,7 +76,8 @@ def sentence(event: Event | UnknownEvent) -> str:  # noqa: C901, PLR0911, PLR091
         case TaskFailed():
             return f"failed with JSON-RPC error {event.code}"
         case CancelRequested():
-            return "cancellation requested"
+            parts = [_CAUSES.get(event.cause) or _why(event.cause), printable(event.reason)]
+            return ": ".join(["cancellation requested", *(part for part in parts if part)])
         case TaskCancelled():
             return f"cancelled: {_CANCELLED.get(event.reason) or _why(event.reason)}"
         case TaskExpired():
@@ -84,8 +97,84 @@ def sentence(event: Event | UnknownEvent) -> str:  # noqa: C901, PLR0911, PLR091
         case AccessDenied():
             reasons = ", ".join(_why(reason) for reason in sorted(event.reasons))
             return f"{printable(event.method)} denied{_times(event.count)}: {reasons}; the caller was told {event.code}"
-        case _:
+        case KeyActivated() | GapFound() | QueryRun() | EntryRejected() | UnknownEvent():
             return _of_service(event)
+        case PolicyActivated() | PrincipalRevoked() | RevocationLifted():
+            return _of_everybody(event)
+        case _:
+            return _of_rights(event)
+
+
+_Rights = AuthorityChanged | HandleRevoked | GrantGiven | GrantWithdrawn | HoldPlaced | HoldReleased | PayloadShredded
+
+
+def _of_rights(event: _Rights) -> str:  # noqa: PLR0911 - one arm per event
+    """Who may use the task, and how long its payloads are kept."""
+    match event:
+        case AuthorityChanged():
+            return _changed(event)
+        case HandleRevoked():
+            return f"the handle was revoked, it opens nothing any more: {printable(event.reason)}"
+        case GrantGiven():
+            to = printable(event.to.sub or event.to.client_id or f"everybody of tenant {event.to.tenant}")
+            rights = printable(", ".join(event.rights))
+            return f"granted to {to} for {rights} (grant {printable(event.grant)}): {printable(event.reason)}"
+        case GrantWithdrawn():
+            return f"grant {printable(event.grant)} was withdrawn: {printable(event.reason)}"
+        case HoldPlaced():
+            case_id = f", case {printable(event.case_id)}" if event.case_id else ""
+            held = f"hold {printable(event.hold)} was placed by {printable(event.by)}{case_id}"
+            return f"{held}, the payloads are kept: {printable(event.reason)}"
+        case HoldReleased():
+            return f"hold {printable(event.hold)} was released by {printable(event.by)}: {printable(event.reason)}"
+        case PayloadShredded():
+            return f"the payloads' key was destroyed, nothing sealed here can be read any more: {_why(event.reason)}"
+        case _:
+            assert_never(event)
+
+
+def _changed(event: AuthorityChanged) -> str:
+    match event.standing:
+        case Standing.VALID:
+            return "the creator's authority stands again, it came with a later credential"
+        case Standing.LAPSED:
+            return "the creator's authority lapsed, its credential has ended"
+        case Standing.REVOKED:
+            cause = f", by revocation {printable(event.cause)}" if event.cause else ""
+            return f"the creator's authority was revoked{cause}"
+        case Standing.UNKNOWN:
+            return "whether the creator's authority stands is unknown, its credential says no end"
+        case _:
+            assert_never(event.standing)
+
+
+def _of_everybody(event: PolicyActivated | PrincipalRevoked | RevocationLifted) -> str:
+    """Policies and revocations."""
+    match event:
+        case PolicyActivated():
+            digest = printable(event.sha256[:_DIGEST_SHOWN])
+            return f"policy {printable(event.version)} ({digest}…) decides from here on: {printable(event.reason)}"
+        case PrincipalRevoked():
+            return f"revoked {_revoked(event)} (revocation {printable(event.revocation)}): {printable(event.reason)}"
+        case RevocationLifted():
+            return f"revocation {printable(event.revocation)} was lifted: {printable(event.reason)}"
+        case _:
+            assert_never(event)
+
+
+def _revoked(event: PrincipalRevoked) -> str:
+    at = f" at {printable(event.iss)}" if event.iss else ""
+    where = f", in tenant {printable(event.tenant)}" if event.tenant else ""
+    match event.kind:
+        case "principal":
+            return f"principal {printable(event.sub)}{at}{where}"
+        case "client":
+            return f"client {printable(event.client_id)}{at}{where}"
+        case "token":
+            name = f"jti {event.jti}" if event.jti else f"hash {event.token_hash}"
+            return f"token {printable(name)}{at}{where}"
+        case _:
+            return f"{printable(event.kind)}{at}{where}"
 
 
 def _of_service(event: KeyActivated | GapFound | QueryRun | EntryRejected | UnknownEvent) -> str:
@@ -104,6 +193,12 @@ def _of_service(event: KeyActivated | GapFound | QueryRun | EntryRejected | Unkn
             assert_never(event)
 
 
+_CAUSES = {
+    "authority_lapsed": "the creator's authority had lapsed",
+    "authority_revoked": "the creator's authority was revoked",
+    "handle_revoked": "the handle was revoked",
+    "operator": "an operator wants it to stop",
+}
 _CANCELLED = {
     "requested": "the work stopped as requested",
     "unconfirmed": "no worker confirmed in time that it stopped",
@@ -126,7 +221,8 @@ def _times(count: int) -> str:
 def _created(event: TaskCreated) -> str:
     wish = event.requested_ttl_ms
     wished = f", {wish / 1000:g} s were asked for" if wish is not None and wish != event.granted_ttl_ms else ""
-    lives = f"it lives {event.granted_ttl_ms / 1000:g} s{wished}"
+    decided = f", decided by the {_why(event.ttl_set_by)}" if event.ttl_set_by else ""
+    lives = f"it lives {event.granted_ttl_ms / 1000:g} s{wished}{decided}"
     return f"created for tool {printable(event.tool)} of server {printable(event.server)}; {lives}"
 
 

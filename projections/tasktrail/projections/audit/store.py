@@ -41,17 +41,19 @@ from tasktrail.projections.audit.errors import (
     StoreTooOld,
     StreamCut,
 )
-from tasktrail.projections.audit.history import Found, StepRow, assemble, in_order, task_shown
+from tasktrail.projections.audit.found import Found, StepRow
+from tasktrail.projections.audit.history import assemble, in_order, task_shown
 from tasktrail.projections.audit.rows import CHANGING, DenialRow, RejectedRow, Rows, TaskRow, read, ref_of
 from tasktrail.projections.audit.timeline import Step, TaskShown, Timeline
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STEPS_MAX = 100_000
 TASKS_MAX = 10_000
 MEMORY_LIMIT = "512MB"
 CHECKPOINT_THRESHOLD = "128MB"
 """Log kept before it is folded into the file: at 16MB that took a third of all time; 128MB is replayed in 0.5 s."""
 _GAPS_MAX = 1_000
+_REVOCATIONS_MAX = 100_000
 _KNOWN_MAX = 20_000
 _HOLDER = re.compile(r"lock is held in (.*) \(PID (\d+)\)")
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
@@ -74,7 +76,8 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
 class TaskFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which tasks: a member left out does not filter. Times are epoch milliseconds, from inclusive, until exclusive.
 
-    `live`: still able to change, or not. `before`: created before this stream sequence (the `first_seq` of the last
+    `live`: still able to change, or not. `opens`: the handle opens its task still (it was neither revoked nor did it
+    expire), or not. `before`: created before this stream sequence (the `first_seq` of the last
     task of the page before).
     """
 
@@ -88,6 +91,7 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     created_from_ms: int | None = None
     created_until_ms: int | None = None
     live: bool | None = None
+    opens: bool | None = None
     before: int | None = None
 
 
@@ -108,7 +112,7 @@ def _sql(name: str) -> str:
 
 
 def _migrations() -> list[tuple[int, str, str]]:
-    """Every schema file as (version, name, text), in order."""
+    """Every schema file as (version, name, text), in order; what is older than the first is rebuilt, not migrated."""
     folder = files("tasktrail.projections.audit") / "schema"
     found = sorted(one.name for one in folder.iterdir() if one.name.endswith(".sql"))
     return [(int(name.split("_")[0]), name, (folder / name).read_text(encoding="utf-8")) for name in found]
@@ -326,6 +330,12 @@ class AuditStore:
             rejected = _rejected_rows(cursor.execute(_sql("rejected_since"), {"after": stream_seq, "until": until}))
         return in_order(steps, rejected), until
 
+    def entry(self, entry_id: str) -> bytes | None:
+        """The bytes of the entry with this id, as they are on the trail; None when there is none. Reads every id."""
+        with self._reading() as cursor:
+            row = cursor.execute(_sql("entry_body"), {"entry_id": entry_id}).fetchone()
+        return None if row is None else bytes(row[0])
+
     def counts(self) -> Counts:
         """How much is in the store."""
         with self._reading() as cursor:
@@ -384,7 +394,11 @@ def _prepare(root: duckdb.DuckDBPyConnection, path: Path, *, read_only: bool) ->
     if read_only:
         message = f"{path} has schema {version}, {SCHEMA_VERSION} is needed: start the service on it once"
         raise StoreTooOld(message)
-    for number, name, text in _migrations():
+    migrations = _migrations()
+    if 0 < version < migrations[0][0]:
+        message = f"{path} has schema {version}, which this tasktrail cannot bring up to date. {_KEEP}"
+        raise StoreTooOld(message)
+    for number, name, text in migrations:
         if number > version:
             _migrate(root, number, name, text)
 
@@ -412,15 +426,21 @@ def _find(cursor: duckdb.DuckDBPyConnection, ref: str, most: int) -> Found:
         total = _one(cursor.execute(_sql("count_of_task"), {"ref": ref} | span))[0]
     gaps = _step_rows(cursor.execute(_sql("gaps_of_service"), {"tenants": tenants, "most": _GAPS_MAX}))
     holes = _rejected_rows(cursor.execute(_sql("holes"), {"first": span["first"], "most": _GAPS_MAX}))
+    revocations = _step_rows(cursor.execute(_sql("revocations"), {"tenants": tenants, "most": _REVOCATIONS_MAX}))
+    policy = _step_rows(cursor.execute(_sql("policy_now"), {"tenants": tenants}))
+    written = cursor.execute(_sql("written_until")).fetchone()
     return Found(
         task_ref=ref,
         as_of=as_of,
+        as_of_time=written[0] if written else None,
         task=task,
         steps=steps,
         denials=[(StepRow(*row[:-1]), row[-1]) for row in denials],
         anomalies=anomalies,
         gaps=gaps,
         holes=holes,
+        revocations=revocations,
+        policy=policy[0] if policy else None,
         steps_max=most,
         steps_total=total,
     )

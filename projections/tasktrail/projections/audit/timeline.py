@@ -13,6 +13,8 @@ from enum import StrEnum
 
 import msgspec
 
+from tasktrail.events.facts import SCANNED_IN_PART
+
 VERSION = 1
 
 
@@ -25,6 +27,7 @@ class StepKind(StrEnum):
     DENIAL = "denial"  # somebody was turned away
     REFUSAL = "refusal"  # a command the status did not admit
     ANOMALY = "anomaly"  # a message on the task's subject that is no acceptable entry
+    GOVERNANCE = "governance"  # who may use the task, how long its payloads are kept; policies and revocations
     CONTROL = "control"  # the service about itself
     UNKNOWN = "unknown"  # an event of a newer version
 
@@ -60,7 +63,11 @@ class Who(Shown, frozen=True, kw_only=True):
 
 
 class CredentialShown(Shown, frozen=True, kw_only=True):
-    """What was presented. `token_hash`: base64url SHA-256 of it (RFC 9449 `ath`); `exp`: when it ends, a time."""
+    """What was presented. `token_hash`: base64url SHA-256 of it (RFC 9449 `ath`); `exp`: when it ends, a time.
+
+    How and when its subject was authenticated, in the issuer's words: `acr`, `amr` (RFC 8176) and `auth_time`, a time;
+    null and empty where it does not say. All of it is proved as far as `level` says.
+    """
 
     method: str
     verification: str | None
@@ -69,15 +76,22 @@ class CredentialShown(Shown, frozen=True, kw_only=True):
     jti: str | None
     token_hash: str | None
     exp: str | None
+    acr: str | None
+    amr: tuple[str, ...]
+    auth_time: str | None
 
 
 class RuleShown(Shown, frozen=True, kw_only=True):
-    """The decision: `effect` is allow or deny, `reason` the rule that made it, the rest the rules it is one of."""
+    """The decision then: `effect` is allow or deny, `reason` the rule that made it.
+
+    `policies` are those that determined it, `policy_version` and `policy_sha256` of the whole text they are part of.
+    """
 
     effect: str
     reason: str | None
     policy_version: str | None
     policy_sha256: str | None
+    policies: tuple[str, ...]
 
 
 class BindingShown(Shown, frozen=True, kw_only=True):
@@ -96,11 +110,21 @@ class AddressShown(Shown, frozen=True, kw_only=True):
 
 
 class Payload(Shown, frozen=True, kw_only=True):
-    """A sealed payload: its name, hex SHA-256 of its ciphertext, ciphertext bytes (null when not recorded there)."""
+    """A sealed payload: its name, hex SHA-256 of its ciphertext, ciphertext bytes (null when not recorded there).
+
+    `flags`: the kinds of secrets seen in it before it was sealed, and `scanned_in_part` when only its beginning was
+    looked through. None seen does not prove that there is none.
+    """
 
     name: str
     sha256: str
     size: int | None
+    flags: tuple[str, ...]
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The kinds of secrets among the flags."""
+        return tuple(flag for flag in self.flags if flag != SCANNED_IN_PART)
 
 
 class MessageShown(Shown, frozen=True, kw_only=True):
@@ -122,8 +146,10 @@ class Step(Shown, frozen=True, kw_only=True):
     the event's, of an anomaly why it was not accepted; `what`: a sentence, safe to print. `status_before`,
     `status_after`: the task's, null before its creation. `count`: how many a folded run holds, from `first` to `last`
     (times); of a denial, those that claimed this task. `code`: the JSON-RPC code the caller was told, or the task
-    failed with. `reasons`: of a denial, true reason to count, over the whole run; of a refusal, an ignored answer or an
-    ended subscription its one reason, count 1.
+    failed with. `reasons`: of a denial, true reason to count, over the whole run; of a refusal, an ignored answer, a
+    cancellation or an ended subscription its one reason, count 1. `standing`: on steps of a worker, a timer or an
+    operator, what the creator's authority was worth then (valid, lapsed, revoked or unknown); such a step is never the
+    creator's own. `grant`: the id of the grant by which somebody else than the creator made the step.
     """
 
     stream_seq: int
@@ -143,6 +169,8 @@ class Step(Shown, frozen=True, kw_only=True):
     credential: CredentialShown | None
     rule: RuleShown | None
     binding: BindingShown | None
+    grant: str | None
+    standing: str | None
     address: AddressShown | None
     message: MessageShown | None
     payloads: tuple[Payload, ...]
@@ -163,7 +191,14 @@ class Creator(Shown, frozen=True, kw_only=True):
 
 
 class TaskShown(Shown, frozen=True, kw_only=True):
-    """A task as of its last entry. `created_by`: id of the creating entry; `entries`: how many it has by now."""
+    """A task as of its last entry. `created_by`: id of the creating entry; `entries`: how many it has by now.
+
+    Its time to live: `requested_ttl_ms` is the wish, `ttl_ms` what was granted, `ttl_set_by` what decided it (request,
+    tool, tool_rule: a rule of the operator's for this tool, or service), `effective_ttl_ms` what it came to: from the
+    creation to `expires_at`, which the retention of the status it ended in (`retention_ms`) brings forward. `grants`,
+    `holds`: how many are in force. `standing` is that of the creator's authority as last recorded on the task,
+    `authority_until` when its latest credential ends, `token_hash` and `jti` are the creating one's.
+    """
 
     task_ref: str
     tenant: str
@@ -179,11 +214,23 @@ class TaskShown(Shown, frozen=True, kw_only=True):
     created_at: str
     last_updated_at: str
     expires_at: str
+    ended_at: str | None
     cancel_requested_at: str | None
+    revoked_at: str | None
     expired_at: str | None
+    shredded_at: str | None
     requested_ttl_ms: int | None
     ttl_ms: int
+    effective_ttl_ms: int
+    ttl_set_by: str | None
+    retention_ms: dict[str, int]
     poll_interval_ms: int
+    grants: int
+    holds: int
+    standing: str
+    authority_until: str | None
+    token_hash: str | None
+    jti: str | None
     entries: int
     first_seq: int
     last_seq: int
@@ -193,7 +240,8 @@ class Gap(Shown, frozen=True, kw_only=True):
     """Something that may be missing here.
 
     `source` is `control` (the service said so: `since` and `until` are times, `stream_seq` is where it said it) or
-    `stream` (`sequences` messages are not in the stream, from `stream_seq` on).
+    `stream` (`sequences` messages are not in the stream, from `stream_seq` on). `after_end`: it began after the task
+    had ended, so that only accesses of it can be missing.
     """
 
     source: str
@@ -203,19 +251,88 @@ class Gap(Shown, frozen=True, kw_only=True):
     cause: str
     since: str | None
     until: str | None
+    after_end: bool
+
+
+class AuthorityThen(Shown, frozen=True, kw_only=True):
+    """The creator's authority when it made the task: how far it is proved, until when it stood, the decision then."""
+
+    level: str | None
+    until: str | None
+    rule: RuleShown | None
+
+
+class RevocationShown(Shown, frozen=True, kw_only=True):
+    """A revocation in force that names the creator: `kind` is principal, client or token."""
+
+    revocation: str
+    kind: str
+    reason: str
+    stream_seq: int
+    time: str | None
+
+
+class AuthorityNow(Shown, frozen=True, kw_only=True):
+    """What the creator's authority is worth as of `as_of`, at `as_of_time`.
+
+    `standing`: valid, lapsed, revoked, or unknown when its credential says no end; `until`: when its latest credential
+    ends. `policy_version`, `policy_sha256`: the policy that decides now; null when none was ever activated.
+    """
+
+    standing: str
+    until: str | None
+    revocations: tuple[RevocationShown, ...]
+    policy_version: str | None
+    policy_sha256: str | None
+
+
+class AuthorityShown(Shown, frozen=True, kw_only=True):
+    """The creator's authority then and now."""
+
+    then: AuthorityThen
+    now: AuthorityNow
+
+
+class Finding(Shown, frozen=True, kw_only=True):
+    """Why a verdict is not clean.
+
+    `code` is a stable word, `what` a sentence about the first step that shows it, safe to print, `stream_seq` that
+    step, `count` how many there are. `open`: it is not wrong, it may still be settled.
+    """
+
+    code: str
+    what: str
+    stream_seq: int
+    count: int
+    open: bool
+
+
+class Verdict(Shown, frozen=True, kw_only=True):
+    """Whether the task was created, queried and closed in one authorised context, with nothing reusable left.
+
+    `verdict`: clean, open (nothing is wrong, and something is not over yet) or not clean; `clean`: it is clean.
+    """
+
+    verdict: str
+    clean: bool
+    what: str
+    findings: tuple[Finding, ...]
 
 
 class Timeline(Shown, frozen=True, kw_only=True):
-    """One task's history up to stream sequence `as_of`.
+    """One task's history up to stream sequence `as_of`, which was recorded at `as_of_time`.
 
     `task` is null when no creation of it is on the trail: then the steps are what was denied or not accepted under this
-    reference. `steps_omitted`: how many later steps a bound left out.
+    reference, and `authority` and `verdict` are null too. `steps_omitted`: how many later steps a bound left out.
     """
 
     version: int = VERSION
     task_ref: str
     as_of: int
+    as_of_time: str | None
     task: TaskShown | None
+    authority: AuthorityShown | None
     steps: tuple[Step, ...]
     steps_omitted: int
     gaps: tuple[Gap, ...]
+    verdict: Verdict | None

@@ -1,38 +1,67 @@
-"""The gate: every request of a caller or of an MCP server passes here, and nothing else reaches the Ledger.
+"""The gate: every request of a caller passes here, and nothing else of theirs reaches the Ledger.
 
-Guarantees: a handle opens its task only for the identity context that made it, checked at every call; unknown, foreign,
-expired and malformed handles take the same steps and get the same answer, and the trail says which it was; what is
-shown or changed is on the trail first.
+Guarantees: who calls, whether it was revoked, what it may do at once, and what the policy says is found out anew at
+every call; a handle opens its task only for the identity context that made it, or by a grant on its trail; unknown,
+foreign, expired, revoked and malformed handles take the same steps and get the same answer, and the trail says which it
+was; what is shown or changed is on the trail first.
 
     view = await gate.get(messages.GetTask(caller=…, call=…, task_id=…), Channel(server="reports", in_process=True))
 """
 
 import hashlib
 import json
+import secrets
+from collections.abc import Callable
 
 import msgspec
 
 from tasktrail.events import decide
-from tasktrail.events.authority import Authority, Binding, BindingCheck, differences, identity
-from tasktrail.events.errors import InvalidAnswer, InvalidRequest, NotAuthorised, TaskNotFound
+from tasktrail.events.authority import (
+    Authority,
+    Binding,
+    BindingMode,
+    Level,
+    Standing,
+    Trigger,
+    differences,
+    identity,
+)
+from tasktrail.events.errors import (
+    InvalidAnswer,
+    InvalidRequest,
+    NotAuthorised,
+    RateLimited,
+    TaskNotFound,
+)
 from tasktrail.events.facts import Commitment, SubscriptionClosed, SubscriptionOpened, TaskSupport
-from tasktrail.events.subjects import entry_id, is_task_id
+from tasktrail.events.subjects import entry_id
 from tasktrail.events.task import Outcome, Task
 from tasktrail.projections.current import State
-from tasktrail.services import messages
+from tasktrail.services import lifetime, messages
 from tasktrail.services.access import answers
-from tasktrail.services.access.callers import Channel, caller_authority
+from tasktrail.services.access.asking import Askers, Asking, Checks
+from tasktrail.services.access.callers import Channel, server_authority
+from tasktrail.services.access.judgement import Judgement, judged
 from tasktrail.services.access.payloads import Payloads, encoded
+from tasktrail.services.access.policy import Action, Making
 from tasktrail.services.access.recorder import Recorder
-from tasktrail.services.access.rules import Rule, decision
+from tasktrail.services.access.rules import Rule, decision, reported
 from tasktrail.services.keyring import Keyring
 from tasktrail.services.ledger import Ledger
 from tasktrail.services.messages import Done, Granted, InputAsk, RpcError, TaskView
+from tasktrail.services.sealing import SealError
 from tasktrail.services.settings import Settings
 from tasktrail.services.states import States
 
 ANSWERS_MAX = 64
+POLLED, PUSHED = "tasks/get", "notifications/tasks"
 POLL_INTERVAL_LEAST_MS, POLL_INTERVAL_MOST_MS = 50, 600_000
+
+
+RENEWED_BEFORE_S = 60
+"""A creator's later credential goes on the trail once the one known there has less than this left."""
+
+_RIGHTS = {Action.GET: "get", Action.UPDATE: "update", Action.CANCEL: "cancel", Action.SUBSCRIBE: "subscribe"}
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,32 +82,65 @@ class Gate:
         keyring: Keyring,
         payloads: Payloads,
         recorder: Recorder,
+        checks: Checks,
         settings: Settings,
     ) -> None:
         self._ledger, self._states, self._keyring = ledger, states, keyring
         self._payloads, self._recorder, self._settings = payloads, recorder, settings
+        self._askers = Askers(checks, recorder)
+        self._policies, self._limits = checks.policies, checks.limits
+        self.on_opened: Callable[[str, Authority], None] = lambda _ref, _by: None
 
     async def create(self, said: messages.CreateTask, channel: Channel) -> TaskView:
-        """Make a task; when this returns, every replica resolves its handle (SEP-2663, Task Creation)."""
+        """Make a task; when this returns, every replica resolves its handle (SEP-2663, Task Creation).
+
+        Raises:
+            NotAuthorised: this caller may hold no tasks, or the policy does not let it make this one.
+            RateLimited: it, or its tenant, has as many as it may.
+        """
         if said.task_support is TaskSupport.FORBIDDEN:
             message = f"tool {said.tool!r} is forbidden as a task; call it synchronously"
             raise InvalidRequest(message)
-        authority = await self._admit(said.caller, said.call, channel)
-        binding = identity(authority)
-        handle = self._keyring.task_id(channel.server, *_members(binding), said.command_id)
+        async with self._askers.asking(said.caller, said.call, channel) as asking:
+            return await self._create(said, channel, asking)
+
+    async def _create(self, said: messages.CreateTask, channel: Channel, asking: Asking) -> TaskView:
+        handle = self._keyring.task_id(channel.server, *_members(asking.mine), said.command_id)
         ref = self._keyring.ref(handle)
+        allowed = await self._admitted(said, channel, asking, ref)
         scope = entry_id(ref, said.command_id)
         if said.arguments is not None:
             encoded("arguments", said.arguments, self._settings.payload_max_bytes)
-        key = await self._payloads.vault.make(ref)
+        try:
+            key = await self._payloads.vault.make(ref)
+        except SealError:  # it was made before, its time is over, and what it held is gone
+            await self._open(handle, asking, Action.GET)
+            raise
         sealed_handle, blobs = await self._payloads.seal(key, "handle", scope, handle)
         arguments: Commitment | None = None
         if said.arguments is not None:
             arguments, more = await self._payloads.seal(key, "arguments", scope, said.arguments)
             blobs |= more
-        command = decide.CreateTask(
+        command = self._creation(said, channel, asking.mine, sealed_handle, arguments)
+        await self._believed(said, asking)
+        done = await self._ledger.submit(allowed.tenant, ref, command, allowed, blobs)
+        if done.repeated:  # by now it may have a result to disclose, or be over
+            return await self._show(await self._open(handle, asking, Action.GET), said.call.method)
+        return await self._view(done.state, handle)
+
+    def _creation(
+        self,
+        said: messages.CreateTask,
+        channel: Channel,
+        mine: Binding,
+        handle: Commitment,
+        arguments: Commitment | None,
+    ) -> decide.CreateTask:
+        life = lifetime.granted(self._settings, channel.server, said.tool, mine.tenant, wished_ms=said.ttl_ms)
+        return decide.CreateTask(
             id=said.command_id,
-            binding=binding,
+            binding=mine,
+            binding_mode=life.binding,
             server=channel.server,
             tool=said.tool,
             tool_sha256=said.tool_sha256,
@@ -87,17 +149,57 @@ class Gate:
             protocol_version=said.call.protocol_version,
             client_extensions=said.client_extensions,
             client_features=said.client_features,
-            requested_ttl_ms=said.ttl_ms,
-            granted_ttl_ms=self._granted(said.ttl_ms),
+            requested_ttl_ms=life.requested_ms,
+            granted_ttl_ms=life.granted_ms,
+            ttl_set_by=life.set_by,
+            retention_ms=life.retention,
             poll_interval_ms=self._polled_every(said.poll_interval_ms),
-            handle=sealed_handle,
+            handle=handle,
             arguments=arguments,
         )
-        allowed = msgspec.structs.replace(authority, decision=decision(Rule.TOOL_MAY, "create", binding, said.tool))
-        done = await self._ledger.submit(authority.tenant, ref, command, allowed, blobs)
-        if done.repeated:  # by now it may have a result to disclose, or be over
-            return await self._show(await self._open(handle, said.caller, said.call, channel), said.call.method)
-        return await self._view(done.state, handle)
+
+    async def _admitted(self, said: messages.CreateTask, channel: Channel, asking: Asking, ref: str) -> Authority:
+        """The authority of a caller that may make this task, which is to be `ref`.
+
+        Raises:
+            NotAuthorised, RateLimited: it may not; on the trail.
+        """
+        authority, method = asking.authority, said.call.method
+        await self._believed(said, asking)
+        making = Making(
+            server=channel.server,
+            tool=said.tool,
+            tool_sha256=said.tool_sha256,
+            task_support=said.task_support,
+            tenant=authority.tenant,
+        )
+        decided = self._policies.decide(Action.CREATE, authority, about=making)
+        allowed = msgspec.structs.replace(authority, decision=decided)
+        if decided.effect != "allow":
+            await self._recorder.denied(allowed, method, NotAuthorised.code, Rule.POLICY, "", authority.tenant)
+            message = f"the policy does not let this caller make a task of {said.tool!r} ({decided.reason})"
+            raise NotAuthorised(message)
+        try:
+            self._limits.create(asking.mine, ref)
+        except RateLimited:
+            await self._recorder.denied(authority, method, RateLimited.code, Rule.RATE_LIMITED, "", authority.tenant)
+            raise
+        return allowed
+
+    async def _believed(self, said: messages.CreateTask, asking: Asking) -> None:
+        """See that nothing speaks against who calls, now.
+
+        Raises:
+            NotAuthorised: something does; on the trail.
+        """
+        asking = self._askers.as_of_now(asking)
+        if asking.refused is not None:
+            authority = asking.authority
+            await self._recorder.denied(
+                authority, said.call.method, NotAuthorised.code, asking.refused, "", authority.tenant
+            )
+            message = f"this caller may not hold tasks here ({asking.refused.value})"
+            raise NotAuthorised(message)
 
     def _polled_every(self, wished: int | None) -> int:
         """The polling interval suggested: the tool's wish within bounds, else the setting."""
@@ -105,16 +207,30 @@ class Gate:
             return self._settings.poll_interval_ms
         return max(POLL_INTERVAL_LEAST_MS, min(wished, POLL_INTERVAL_MOST_MS))
 
-    def _granted(self, wished: int | None) -> int:
-        """The receiver's time to live: the wish when it is sensible, capped; the default when there is none."""
-        if wished is None or wished <= 0:
-            return self._settings.ttl_default_ms
-        return min(wished, self._settings.ttl_max_ms)
-
     async def get(self, said: messages.GetTask, channel: Channel) -> TaskView:
         """The task as its creator may see it now (SEP-2663, Task Polling)."""
-        opened = await self._open(said.task_id, said.caller, said.call, channel)
-        return await self._show(opened, said.call.method)
+        async with self._askers.asking(said.caller, said.call, channel) as asking:
+            pushed = said.call.method == PUSHED
+            opened = await self._open(said.task_id, asking, Action.SUBSCRIBE if pushed else Action.GET)
+            await self._paced(opened, asking)
+            return await self._show(opened, said.call.method)
+
+    async def _paced(self, opened: Opened, asking: Asking) -> None:
+        """See that a task is polled as often as it was told, and not much more.
+
+        Raises:
+            RateLimited: it is polled too early, too often.
+        """
+        if asking.call.method != POLLED:
+            return  # a push, or another look of ours
+        try:
+            self._limits.poll(opened.state, asking.mine)
+        except RateLimited:
+            state, authority = opened.state, opened.authority
+            await self._recorder.denied(
+                authority, asking.call.method, RateLimited.code, Rule.RATE_LIMITED, state.task_ref, state.tenant
+            )
+            raise
 
     async def _show(self, opened: Opened, method: str) -> TaskView:
         payloads = _disclosed(opened.state.task)
@@ -130,10 +246,14 @@ class Gate:
         Raises:
             InvalidAnswer: one does not satisfy its request; the refusal is on the trail, nothing else changed.
         """
-        opened = await self._open(said.task_id, said.caller, said.call, channel)
-        if len(said.answers) > ANSWERS_MAX:
-            message = f"{len(said.answers)} answers at once; the maximum is {ANSWERS_MAX}"
-            raise InvalidRequest(message)
+        async with self._askers.asking(said.caller, said.call, channel) as asking:
+            opened = await self._open(said.task_id, asking, Action.UPDATE)
+            if len(said.answers) > ANSWERS_MAX:
+                message = f"{len(said.answers)} answers at once; the maximum is {ANSWERS_MAX}"
+                raise InvalidRequest(message)
+            return await self._answer(said, opened)
+
+    async def _answer(self, said: messages.UpdateTask, opened: Opened) -> Done:
         came = json.dumps(said.answers, default=repr).encode()  # whatever it is: what of it is no JSON is refused below
         checked, blobs, faults = await self._checked(opened.state, said)
         key = await self._payloads.vault.key(opened.state.task_ref)
@@ -176,99 +296,135 @@ class Gate:
 
     async def cancel(self, said: messages.CancelTask, channel: Channel) -> Done:
         """Record that the task is to stop; a finished one stays finished (SEP-2663, Task Cancellation)."""
-        opened = await self._open(said.task_id, said.caller, said.call, channel)
-        command = decide.CancelTask(id=said.command_id)
-        await self._ledger.submit(opened.state.tenant, opened.state.task_ref, command, opened.authority)
+        async with self._askers.asking(said.caller, said.call, channel) as asking:
+            opened = await self._open(said.task_id, asking, Action.CANCEL)
+            command = decide.CancelTask(id=said.command_id)
+            await self._ledger.submit(opened.state.tenant, opened.state.task_ref, command, opened.authority)
         return Done()
 
     async def watch(self, said: messages.WatchTasks, channel: Channel) -> Granted:
         """Open a subscription to those of the tasks that are this caller's; the others are left out, uniformly."""
         views: list[TaskView] = []
-        for handle in dict.fromkeys(said.task_ids):
-            try:
-                opened = await self._open(handle, said.caller, said.call, channel)
-            except TaskNotFound:
-                continue
-            event = SubscriptionOpened(at_ms=self._ledger.now())
-            await self._recorder.note(opened.state, opened.authority, event)
-            views.append(await self._show(opened, said.call.method))
+        async with self._askers.asking(said.caller, said.call, channel) as asking:
+            for handle in dict.fromkeys(said.task_ids):
+                try:
+                    opened = await self._open(handle, asking, Action.SUBSCRIBE)
+                except (TaskNotFound, RateLimited):
+                    continue
+                event = SubscriptionOpened(at_ms=self._ledger.now())
+                await self._recorder.note(opened.state, opened.authority, event)
+                views.append(await self._show(opened, said.call.method))
         return Granted(tasks=tuple(views))
 
     async def unwatch(self, said: messages.UnwatchTask, channel: Channel) -> Done:
-        """Record that a subscription ended."""
-        ref = self._keyring.ref(said.task_id)
-        state = await self._states.by_handle(ref)
-        authority, _ = caller_authority(said.caller, said.call, channel, self._settings)
-        mine = identity(authority)
-        if state is not None and not differences(state.task.binding, mine, state.task.binding_mode):
+        """Record that a subscription ended, whatever ended it: also the caller's own right to it."""
+        async with self._askers.asking(said.caller, said.call, channel) as asking:
+            state = await self._states.by_handle(self._keyring.ref(said.task_id))
+            if state is None:
+                return Done()
             closed = SubscriptionClosed(at_ms=self._ledger.now(), pushes=said.pushes, reason=said.reason)
-            check = BindingCheck(mode=state.task.binding_mode)
-            await self._recorder.note(state, _allowed(authority, state, check, said.call.method, mine), closed)
+            found = self._judged("", state, asking, "subscribe")
+            mine = found.check is not None and (found.check.matches or found.grant)
+            if mine and self._askers.as_of_now(asking).refused is None:
+                await self._recorder.note(state, self._allowed(asking, state, found, Action.SUBSCRIBE), closed)
+            elif self._askers.as_of_now(asking).refused is not None and state.task.server == channel.server:
+                # Its credential ended, and with it the stream: that the stream ended is then the server's own word.
+                ended = server_authority(channel, state.tenant, "unwatch", Trigger.MCP_SERVER)
+                await self._recorder.note(
+                    state,
+                    msgspec.structs.replace(
+                        ended,
+                        created_by=state.task.created_by,
+                        decision=decision(Rule.SERVER_RUNS_TASK, "unwatch", state.task.binding, channel.server),
+                    ),
+                    closed,
+                )
         return Done()
 
     async def refusal(self, said: messages.ReportRefusal, channel: Channel) -> Done:
         """Record that the MCP server itself turned a request away."""
-        authority, _ = caller_authority(said.caller, said.call, channel, self._settings)
-        ref = self._keyring.ref(said.task_id) if said.task_id else ""
-        await self._recorder.denied(
-            authority, said.call.method, said.code, Rule.REFUSED_BY_SERVER, ref, authority.tenant
-        )
+        async with self._askers.asking(said.caller, said.call, channel) as asking:
+            ref = self._keyring.ref(said.task_id) if said.task_id else ""
+            authority = asking.authority
+            await self._recorder.denied(
+                authority, said.call.method, said.code, reported(said.reason), ref, authority.tenant
+            )
         return Done()
 
-    async def _admit(self, caller: messages.Caller, call: messages.Call, channel: Channel) -> Authority:
-        """The authority of a caller that may hold tasks at all.
-
-        Raises:
-            NotAuthorised: its issuer has no tenant here, or it is anonymous where that is not allowed.
-        """
-        authority, refused = caller_authority(caller, call, channel, self._settings)
-        if refused is not None:
-            await self._recorder.denied(authority, call.method, NotAuthorised.code, refused, "", authority.tenant)
-            message = f"this caller may not hold tasks here ({refused.value})"
-            raise NotAuthorised(message)
-        return authority
-
-    async def _open(self, handle: str, caller: messages.Caller, call: messages.Call, channel: Channel) -> Opened:
+    async def _open(self, handle: str, asking: Asking, action: Action) -> Opened:
         """The task this handle opens for this caller.
 
         Raises:
             TaskNotFound: none, for whatever reason; the reason is on the trail.
+            RateLimited: the caller has looked for too many that it may not open; also on the trail.
         """
-        authority, refused = caller_authority(caller, call, channel, self._settings)
-        ref = self._keyring.ref(handle)
-        mine = identity(authority)
-        state = await self._located(ref, mine)
-        check, rule = self._judged(handle, state, mine, refused)
-        if state is not None and rule is None:
-            allowed = _allowed(authority, state, check, call.method, mine)
-            return Opened(state=state, authority=allowed, task_id=handle)
-        denied = msgspec.structs.replace(authority, binding=check)
+        ref, right, method = self._keyring.ref(handle), _RIGHTS[action], asking.call.method
+        asking = self._askers.as_of_now(asking)
+        state = await self._located(ref, asking, right)
+        asking = self._askers.as_of_now(asking)
+        found = self._judged(handle, state, asking, right)
+        authority = msgspec.structs.replace(asking.authority, binding=found.check, grant=found.grant)
+        if state is not None and found.rule is None:
+            authority = self._allowed(asking, state, found, action)
+            if authority.decision is not None and authority.decision.effect == "allow":
+                self.on_opened(ref, authority)
+                return await self._renewed(Opened(state=state, authority=authority, task_id=handle))
+            found = found._replace(rule=Rule.POLICY)
         shown_to = state.tenant if state is not None else authority.tenant
-        await self._recorder.denied(denied, call.method, TaskNotFound.code, rule or Rule.UNKNOWN, ref, shown_to)
-        raise TaskNotFound
+        refusal: TaskNotFound | RateLimited = TaskNotFound()
+        try:
+            if method != PUSHED:  # nobody looks for anything: a stream looks at what it was granted
+                self._limits.missed(asking.whose)
+        except RateLimited as limited:
+            refusal = limited
+        await self._recorder.denied(authority, method, refusal.code, found.rule or Rule.UNKNOWN, ref, shown_to)
+        await asking.answerable.wait()
+        raise refusal
 
-    async def _located(self, ref: str, mine: Binding) -> State | None:
+    async def _located(self, ref: str, asking: Asking, right: str) -> State | None:
         """The state behind a reference. Only the owner's look-up, while it opens, is shortened: time tells nothing."""
         known = self._states.kept(ref)
-        if known is not None and self._judged("", known, mine, None)[1] is None:
+        if known is not None and self._judged("", known, asking, right).rule is None:
             return await self._states.of(known.tenant, ref)
         return await self._states.by_handle(ref)
 
-    def _judged(
-        self, handle: str, state: State | None, mine: Binding, refused: Rule | None
-    ) -> tuple[BindingCheck | None, Rule | None]:
-        """How the caller compares with the creator, and the rule that turns it away, if one does."""
-        if state is None:
-            return None, refused or (Rule.UNKNOWN if is_task_id(handle) else Rule.MALFORMED)
-        task = state.task
-        check = BindingCheck(mode=task.binding_mode, differs=differences(task.binding, mine, task.binding_mode))
-        if refused is not None:
-            return check, refused
-        if check.differs:
-            return check, Rule.OTHER_CONTEXT
-        if task.expired_at_ms is not None or self._ledger.now() >= task.expires_at_ms:
-            return check, Rule.EXPIRED
-        return check, None
+    def _judged(self, handle: str, state: State | None, asking: Asking, right: str) -> Judgement:
+        task = state.task if state is not None else None
+        found = judged(handle, task, asking.mine, refused=asking.refused, right=right, now_ms=self._ledger.now())
+        if found.rule is None and task is not None and not _may_speak_of(asking.authority, task):
+            return found._replace(rule=Rule.OTHER_SERVER)
+        return found
+
+    def _allowed(self, asking: Asking, state: State, found: Judgement, action: Action) -> Authority:
+        """The authority of a step on a task by whom it opens for, with what the policy says of it."""
+        authority = msgspec.structs.replace(
+            asking.authority, created_by=state.task.created_by, binding=found.check, grant=found.grant
+        )
+        decided = self._policies.decide(action, authority, about=state.task, binding=found.check)
+        return msgspec.structs.replace(authority, decision=decided)
+
+    async def _renewed(self, opened: Opened) -> Opened:
+        """The creator is back with a later credential: from here on the task stands on that one."""
+        task, credential = opened.state.task, opened.authority.credential
+        if credential is None:
+            return opened
+        until_s = credential.exp
+        ends_s = task.until_s - self._ledger.now() // 1000
+        someone_else = differences(task.binding, identity(opened.authority), BindingMode.USER)
+        if someone_else or not 0 < task.until_s < until_s or ends_s > RENEWED_BEFORE_S or not task.live:
+            return opened
+        if task.standing is Standing.REVOKED:
+            return opened  # what was revoked is for an operator to lift
+        # An id of its own each time: when two come at once, the second changes nothing.
+        command = decide.ChangeAuthority(
+            id=secrets.token_hex(16),
+            standing=Standing.VALID,
+            until_s=until_s,
+            token_hash=credential.token_hash,
+            jti=credential.jti,
+        )
+        done = await self._ledger.submit(opened.state.tenant, opened.state.task_ref, command, opened.authority)
+        return msgspec.structs.replace(opened, state=done.state)
 
     async def _view(self, state: State, handle: str) -> TaskView:
         """The task with the payloads its status shows, opened."""
@@ -297,22 +453,19 @@ class Gate:
         )
 
 
-def _allowed(authority: Authority, state: State, check: BindingCheck | None, method: str, mine: Binding) -> Authority:
-    """The authority of a step on a task by the identity context that made it."""
-    return msgspec.structs.replace(
-        authority,
-        created_by=state.task.created_by,
-        binding=check,
-        decision=decision(Rule.SAME_CONTEXT, method, state.task.binding, mine),
-    )
-
-
 def _disclosed(task: Task) -> tuple[Commitment, ...]:
     """The payloads a look at the task shows: results, errors, and the texts of outstanding requests."""
     shown = [one for one in (task.result, task.error) if one is not None]
     if not task.status.terminal:
         shown += [asked.request for asked in task.outstanding.values()]
     return tuple(shown)
+
+
+def _may_speak_of(authority: Authority, task: Task) -> bool:
+    """Whether the caller is proved, or comes through the server that runs the task: its word is for its own tasks."""
+    principal, request = authority.principal, authority.request
+    proved = principal is not None and principal.level in {Level.BOUND, Level.VERIFIED, Level.VOUCHED}
+    return proved or (request is not None and request.server == task.server)
 
 
 def _members(binding: Binding) -> tuple[str, str, str, str]:

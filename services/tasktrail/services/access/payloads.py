@@ -1,12 +1,14 @@
 """JSON values in and out of a task's sealed payloads.
 
 Guarantees: a value is encoded once, sealed under the task's key, and stored (in the entry or the object bucket) before
-or with the entry that commits to it; a value larger than the maximum is refused before anything is written.
+or with the entry that commits to it; a value larger than the maximum is refused before anything is written. The
+commitment says which kinds of secrets the text shows (see `secrets`); the task id itself is not looked through.
 
     payload = await payloads.seal(key, "result", entry_id, value)
     value = await payloads.open(state, commitment)
 """
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -14,10 +16,13 @@ import msgspec
 from tasktrail.events.errors import InvalidRequest, TooLarge
 from tasktrail.events.facts import Commitment
 from tasktrail.projections.current import State
+from tasktrail.services.access import secrets
 from tasktrail.services.sealing import TaskKey, Vault
 from tasktrail.services.settings import Settings
 
 _encoder = msgspec.json.Encoder()
+_HANDLE = "handle"
+_AT_ONCE_BYTES = 64 * 1024
 
 
 class Payloads:
@@ -36,6 +41,8 @@ class Payloads:
         """
         text = encoded(name, value, self._settings.payload_max_bytes)
         commitment, blob = key.seal(name, scope, text)
+        if name != _HANDLE and (flags := await _flags(text)):
+            commitment = msgspec.structs.replace(commitment, flags=flags)
         if len(blob) <= self._settings.inline_max_bytes:
             return commitment, {name: blob}
         await self.vault.put(commitment, key.ref, blob)
@@ -52,6 +59,13 @@ class Payloads:
         if blob is None:
             blob = await self.vault.get(commitment)
         return msgspec.json.decode(key.open(commitment, blob))
+
+
+async def _flags(text: bytes) -> tuple[str, ...]:
+    """The kinds of secrets in a text; a large one is looked through in a thread while others are served."""
+    if len(text) <= _AT_ONCE_BYTES:
+        return secrets.kinds(text)
+    return await asyncio.to_thread(secrets.kinds, text)
 
 
 def encoded(name: str, value: object, bytes_max: int) -> bytes:

@@ -1,9 +1,9 @@
-"""The built-in rules: which allow or deny each step, by name, with the digest that every decision carries.
+"""The built-in rules: what is decided in code, not by a policy, each by name and with the digest of them all.
 
 Guarantees: a decision names the rule that made it and the digest of what it was computed from; the digest of the rule
 text changes when the rules do.
 
-    decision(Rule.SAME_CONTEXT, "get", binding)
+    decision(Rule.OTHER_CONTEXT, "get", binding)
 """
 
 import hashlib
@@ -18,12 +18,9 @@ VERSION = "builtin-1"
 class Rule(StrEnum):
     """Why a step was allowed or denied."""
 
-    TOOL_MAY = "tool-may-run-as-task"
-    SAME_CONTEXT = "same-identity-context"
     SERVER_RUNS_TASK = "server-runs-task"
     TIME_IS_UP = "time-is-up"
     SERVICE_ITSELF = "service-itself"
-    RESPONDER = "responder-token"
     UNKNOWN = "no-such-task"
     MALFORMED = "malformed-handle"
     OTHER_CONTEXT = "other-identity-context"
@@ -33,17 +30,38 @@ class Rule(StrEnum):
     NOBODY = "credential-names-nobody"
     OTHER_SERVER = "other-server-runs-task"
     REFUSED_BY_SERVER = "refused-by-mcp-server"
+    HANDLE_REVOKED = "handle-revoked"
+    REVOKED = "caller-revoked"
+    POLICY = "policy-denies"
+    TOKEN_REFUSED = "token-refused"  # noqa: S105 - the name of a rule, not a secret
+    NOT_CHECKED = "credential-not-checked"
+    NOT_TRUSTED = "server-not-trusted-to-assert"
+    NO_CREDENTIAL = "mcp-server-saw-no-credential"
+    CREDENTIAL_REFUSED = "credential-refused-by-mcp-server"
+    SCOPE_REFUSED = "scope-refused-by-mcp-server"
+    RATE_LIMITED = "rate-limited"
+    PAUSED = "work-waits-for-authority"
+    RETENTION_OVER = "retention-is-over"
+    NO_RIGHT = "operator-lacks-right"
+    REPLACES_UNREADABLE = "operator-replaces-unreadable-policy"
 
 
 _ALLOWS: dict[Rule, str] = {
-    Rule.TOOL_MAY: "a tool whose task support is optional or required may run as a task of its caller",
-    Rule.SAME_CONTEXT: "a handle opens its task for the identity context (tenant, iss, sub, client_id) that made it",
     Rule.SERVER_RUNS_TASK: "the MCP server that made a task may report on it",
     Rule.TIME_IS_UP: "a timer ends a task whose time to live has elapsed, or whose cancellation nobody confirmed",
+    Rule.RETENTION_OVER: "a timer destroys the key of a task whose payloads were kept long enough and are not held",
     Rule.SERVICE_ITSELF: "the service records facts about itself",
-    Rule.RESPONDER: "the holder of the responder token may read the trail",
+    Rule.REPLACES_UNREADABLE: "an operator with the right `policy` may activate one where none can be read",
 }
 POLICY_SHA256 = hashlib.sha256(framed(VERSION, *(f"{rule}: {text}" for rule, text in _ALLOWS.items()))).hexdigest()
+
+
+_REPORTED = {rule.value: rule for rule in (Rule.NO_CREDENTIAL, Rule.CREDENTIAL_REFUSED, Rule.SCOPE_REFUSED)}
+
+
+def reported(reason: str) -> Rule | str:
+    """The rule by which an MCP server says that it turned a request away itself; else the server's own word."""
+    return _REPORTED.get(reason, reason)
 
 
 def decision(rule: Rule, action: str, *inputs: Binding | str) -> PolicyDecision:

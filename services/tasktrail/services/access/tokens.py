@@ -14,7 +14,6 @@ refusal never quotes the token. Memory and requests are bounded: `TOKENS_MAX` ve
 
 import asyncio
 import hashlib
-import ipaddress
 import logging
 import time
 from collections import OrderedDict
@@ -33,11 +32,10 @@ from joserfc.util import urlsafe_b64decode
 from tasktrail.events.authority import Verification
 from tasktrail.events.errors import InvalidRequest
 from tasktrail.services import strict_json
+from tasktrail.services.addresses import is_loopback
+from tasktrail.services.configuration import ALGORITHMS
 
 _log = logging.getLogger(__name__)
-
-ALGORITHMS = ("ES256", "ES384", "ES512", "Ed25519", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512")
-"""What an issuer may sign with unless it is configured narrower. Neither `none` nor HMAC can be configured."""
 
 TYPES = frozenset({"at+jwt", "application/at+jwt", "jwt"})
 """Accepted `typ` headers (RFC 9068 section 2.1), in lower case."""
@@ -63,7 +61,9 @@ _DEPTH_MAX = 16
 
 
 class Issuer(msgspec.Struct, frozen=True):
-    """An issuer whose tokens are accepted: its `iss`, where its keys are, and the audience that is us.
+    """An issuer whose tokens are accepted: its `iss`, where its keys are, and the audience that is us, or several.
+
+    `skew_s` None: the verifier's own.
 
     Raises:
         InvalidRequest: the JWKS address is neither https nor http on the loopback interface, or an algorithm is none of
@@ -72,23 +72,24 @@ class Issuer(msgspec.Struct, frozen=True):
 
     url: str
     jwks_url: str
-    audience: str
+    audience: str | tuple[str, ...]
     algorithms: tuple[str, ...] = ALGORITHMS
+    skew_s: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.url or not self.audience:
+        if not self.url or not self.audiences or not all(self.audiences):
             message = f"issuer {self.url!r} with audience {self.audience!r}: both must be given"
             raise InvalidRequest(message)
-        address = urlsplit(self.jwks_url)
-        if not address.hostname or address.scheme not in (
-            {"http", "https"} if _loopback(address.hostname) else {"https"}
-        ):
-            message = f"JWKS address {self.jwks_url!r} of {self.url}: give https, or http on the loopback interface"
-            raise InvalidRequest(message)
+        check_address(self.jwks_url, f"JWKS address of {self.url}")
         wrong = sorted(set(self.algorithms) - set(ALGORITHMS))
         if wrong or not self.algorithms:
             message = f"algorithms {wrong or 'none'} of {self.url}: choose among {', '.join(ALGORITHMS)}"
             raise InvalidRequest(message)
+
+    @property
+    def audiences(self) -> tuple[str, ...]:
+        """Each `aud` that is us."""
+        return (self.audience,) if isinstance(self.audience, str) else self.audience
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,17 +129,33 @@ class Jwks(msgspec.Struct, frozen=True, kw_only=True):
         return self.keys if len(self.keys) == 1 else ()
 
 
-def _loopback(host: str | None) -> bool:
-    if host == "localhost":
-        return True
+def check_address(url: str, what: str) -> None:
+    """Refuse an address that others could read or answer along the way.
+
+    Raises:
+        InvalidRequest: it is neither https nor http on the loopback interface.
+    """
     try:
-        return ipaddress.ip_address(host or "").is_loopback
+        address = urlsplit(url)
+        host, scheme = address.hostname, address.scheme
     except ValueError:
-        return False
+        host = scheme = ""
+    if not host or scheme not in ({"http", "https"} if is_loopback(host) else {"https"}):
+        message = f"{what}: {url!r}: give https, or http on the loopback interface"
+        raise InvalidRequest(message)
 
 
 def _refusal(verification: Verification, why: str) -> Refusal:
     return Refusal(verification=verification, why=why)
+
+
+def is_jwt(token: str) -> bool:
+    """Whether a token is of the JOSE family: then it is judged as a signed JWT, whatever is wrong with it."""
+    head, dot, _ = token[:TOKEN_MAX_BYTES].partition(".")
+    try:
+        return bool(dot) and urlsafe_b64decode(head.encode()).lstrip()[:1] == b"{"
+    except ValueError:
+        return False
 
 
 _REGISTRY = jws.JWSRegistry(algorithms=ALGORITHMS, strict_check_header=False)
@@ -214,7 +231,10 @@ def _rsa_bits(members: Mapping[str, Any]) -> int:
 
 
 def judge(token: str, issuer: Issuer, jwks: Jwks, now_s: float, skew_s: float = SKEW_S) -> Verified | Refusal:
-    """Whether a token of this issuer holds at `now_s` (epoch seconds): signature first, then its claims."""
+    """Whether a token of this issuer holds at `now_s` (epoch seconds): signature first, then its claims.
+
+    `skew_s` counts for issuers without one of their own.
+    """
     said = reading(token)
     if isinstance(said, Refusal):
         return said
@@ -225,7 +245,7 @@ def judge(token: str, issuer: Issuer, jwks: Jwks, now_s: float, skew_s: float = 
     key = next((key for key in jwks.matching(said.kid) if _signed_by(token, key)), None)
     if key is None:
         return _refusal(Verification.BAD_SIGNATURE, "no key of the issuer made this signature")
-    fault = _claims_fault(said.claims, issuer, now_s, skew_s)
+    fault = claims_fault(said.claims, issuer.audiences, now_s, skew_s if issuer.skew_s is None else issuer.skew_s)
     if fault is not None:
         return fault
     return Verified(
@@ -241,17 +261,25 @@ def _signed_by(token: str, key: Key) -> bool:
     return True
 
 
-def _claims_fault(claims: Mapping[str, Any], issuer: Issuer, now_s: float, skew_s: float) -> Refusal | None:
-    if not _is_name(claims.get("sub")) or not all(_is_name(claims.get(name, "-")) for name in ("client_id", "azp")):
+def claims_fault(
+    claims: Mapping[str, Any], audiences: tuple[str, ...], now_s: float, skew_s: float, *, opaque: bool = False
+) -> Refusal | None:
+    """What is wrong with the claims at `now_s`, if anything is.
+
+    `opaque`: they are an introspection's answer (RFC 7662 section 2.2), in which `sub` and `exp` may be missing.
+    """
+    names = [claims.get(name, "-") for name in ("client_id", "azp")]
+    names.append(claims.get("sub", "-" if opaque else None))
+    if not all(_is_name(name) for name in names):
         return _refusal(Verification.MALFORMED, f"sub and client_id are texts of 1 to {TEXT_MAX} characters")
     audience = claims.get("aud")
-    audiences = cast("list[object]", audience) if isinstance(audience, list) else [audience]
-    if issuer.audience not in audiences:
+    said = cast("list[object]", audience) if isinstance(audience, list) else [audience]
+    if not any(one in said for one in audiences):
         return _refusal(Verification.WRONG_AUDIENCE, "the token is for another audience")
     times = {name: claims.get(name) for name in ("exp", "nbf", "iat")}
-    if times["exp"] is None or any(not _is_date(value) for value in times.values()):
+    if (times["exp"] is None and not opaque) or any(not _is_date(value) for value in times.values()):
         return _refusal(Verification.MALFORMED, "exp, nbf and iat are numbers, and exp is there")
-    if now_s >= cast("float", times["exp"]):
+    if times["exp"] is not None and now_s >= times["exp"]:
         return _refusal(Verification.EXPIRED, "the token has expired")
     if max(times["nbf"] or 0, times["iat"] or 0) > now_s + skew_s:
         return _refusal(Verification.NOT_YET_VALID, "the token is from the future; compare the clocks")
@@ -314,7 +342,7 @@ async def _fetched(url: str) -> bytes:
         InvalidRequest: it answers something else than a document of that size.
     """
     headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
-    proxied = not _loopback(urlsplit(url).hostname)
+    proxied = not is_loopback(urlsplit(url).hostname)
     document = bytearray()
     async with (
         asyncio.timeout(FETCH_S),

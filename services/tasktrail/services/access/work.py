@@ -1,6 +1,7 @@
 """The work's side: what an MCP server may report about the tasks it runs.
 
-Guarantees: a server reports only on tasks it made; its steps are recorded as its own, never as the caller's; a late
+Guarantees: a server reports only on tasks it made; its steps are recorded as its own, never as the caller's, with how
+the creator's authority stands at that moment, and the policy says whether work goes on, waits, or is cancelled; a late
 report on a finished task changes nothing, is recorded, and the answer says so.
 
     view = await work.complete(messages.CompleteTask(task_ref=…, command_id=…, result={…}), channel)
@@ -9,18 +10,20 @@ report on a finished task changes nothing, is recorded, and the answer says so.
 import msgspec
 
 from tasktrail.events import decide
-from tasktrail.events.authority import Authority, Trigger
-from tasktrail.events.errors import InvalidRequest, TaskNotFound
+from tasktrail.events.authority import Authority, Standing, Trigger
+from tasktrail.events.errors import AuthorityPaused, InvalidRequest, NothingWritten, TaskNotFound
 from tasktrail.events.facts import Commitment
 from tasktrail.events.subjects import entry_id
 from tasktrail.events.task import Outcome
 from tasktrail.projections.current import State
 from tasktrail.services import messages
 from tasktrail.services.access import answers
-from tasktrail.services.access.callers import Channel, server_authority
+from tasktrail.services.access.callers import Channel, server_authority, service_authority
 from tasktrail.services.access.payloads import Payloads
+from tasktrail.services.access.policy import Action, Policies
 from tasktrail.services.access.recorder import Recorder
 from tasktrail.services.access.rules import Rule, decision
+from tasktrail.services.governance import NOT_GOVERNED, Governance
 from tasktrail.services.ledger import Ledger, Recorded
 from tasktrail.services.messages import WorkView
 from tasktrail.services.states import States
@@ -32,8 +35,17 @@ LOST_CODE = -32603
 class Work:
     """What MCP servers may do with the tasks they run."""
 
-    def __init__(self, ledger: Ledger, states: States, payloads: Payloads, recorder: Recorder) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - its collaborators
+        self,
+        ledger: Ledger,
+        states: States,
+        payloads: Payloads,
+        recorder: Recorder,
+        governance: Governance,
+        policies: Policies,
+    ) -> None:
         self._ledger, self._states, self._payloads, self._recorder = ledger, states, payloads, recorder
+        self._governance, self._policies = governance, policies
 
     async def report(self, said: messages.ReportStatus, channel: Channel) -> WorkView:
         """How far the work is; an unchanged text changes nothing and is not recorded."""
@@ -58,9 +70,13 @@ class Work:
         return await self._submit(state, command, channel, "ask", blobs)
 
     async def collect(self, said: messages.CollectInput, channel: Channel) -> WorkView:
-        """Whether to go on, and the answers so far."""
+        """Whether to go on, and the answers so far: those only while the policy lets the work continue."""
         state = await self._own(said.task_ref, channel, "collect")
-        return await self._view(state)
+        if not self._governance.ready:
+            raise NothingWritten(NOT_GOVERNED)
+        authority, _ = self._authority(state, channel, "collect")
+        goes_on = self._policies.decide(Action.CONTINUE, authority, about=state.task).effect == "allow"
+        return await self._view(state, answers=goes_on)
 
     async def complete(self, said: messages.CompleteTask, channel: Channel) -> WorkView:
         """The work's result."""
@@ -74,12 +90,12 @@ class Work:
         state = await self._own(said.task_ref, channel, "fail")
         error, blobs = await self._seal(state, said.command_id, "error", msgspec.to_builtins(said.error))
         command = decide.FailTask(id=said.command_id, error=error, code=said.error.code)
-        return await self._submit(state, command, channel, "fail", blobs)
+        return await self._end(state, command, channel, "fail", blobs)
 
     async def stop(self, said: messages.StopTask, channel: Channel) -> WorkView:
         """The work has stopped, as the task's cancellation asked."""
         state = await self._own(said.task_ref, channel, "stop")
-        return await self._submit(state, decide.StopTask(id=said.command_id), channel, "stop", {})
+        return await self._end(state, decide.StopTask(id=said.command_id), channel, "stop", {})
 
     async def lose(self, said: messages.LoseWorker, channel: Channel) -> WorkView:
         """The process doing the work is going away; the task ends as failed."""
@@ -87,7 +103,7 @@ class Work:
         error = messages.RpcError(code=LOST_CODE, message="the server running this task went away")
         sealed, blobs = await self._seal(state, said.command_id, "error", msgspec.to_builtins(error))
         command = decide.LoseWorker(id=said.command_id, cause=said.cause, error=sealed, code=LOST_CODE)
-        return await self._submit(state, command, channel, "lose", blobs)
+        return await self._end(state, command, channel, "lose", blobs)
 
     async def _own(self, ref: str, channel: Channel, action: str) -> State:
         """The task, if this server runs it.
@@ -116,25 +132,69 @@ class Work:
     async def _submit(
         self, state: State, command: decide.TaskCommand, channel: Channel, action: str, blobs: dict[str, bytes]
     ) -> WorkView:
-        authority = self._authority(state, channel, action)
+        """Go on with the work, if the policy lets it as the creator's authority stands now.
+
+        Raises:
+            AuthorityPaused: the work is to wait; that it does is on the trail, folded.
+            NothingWritten: what governs is being read again.
+        """
+        if not self._governance.ready:
+            raise NothingWritten(NOT_GOVERNED)
+        authority, standing = self._authority(state, channel, action)
+        if standing is Standing.LAPSED:  # what is remembered may be behind: the creator may have come back elsewhere
+            state = await self._states.of(state.tenant, state.task_ref) or state
+            authority, standing = self._authority(state, channel, action)
+        decided = self._policies.decide(Action.CONTINUE, authority, about=state.task)
+        authority = msgspec.structs.replace(authority, decision=decided)
+        if decided.effect == "allow" or not state.task.live:
+            done = await self._ledger.submit(state.tenant, state.task_ref, command, authority, blobs)
+            return await self._view(done.state, done)
+        if self._policies.decide(Action.PAUSE, authority, about=state.task).effect == "allow":
+            await self._recorder.denied(
+                authority, f"work/{action}", AuthorityPaused.code, Rule.PAUSED, state.task_ref, state.tenant
+            )
+            message = f"the policy makes this work wait (the creator's authority: {standing.value}); report again later"
+            raise AuthorityPaused(message)
+        return await self._stopped(state, authority, standing, over=action == "complete")
+
+    async def _stopped(self, state: State, authority: Authority, standing: Standing, *, over: bool) -> WorkView:
+        """Cancel a task whose work may not go on. `over`: the work has come to its end by itself."""
+        cause = f"authority_{standing.value}"
+        enforced = msgspec.structs.replace(
+            service_authority(Trigger.OPERATOR, state.tenant, "policy"),
+            created_by=state.task.created_by,
+            standing=standing,
+            decision=authority.decision,
+        )
+        cancel = decide.CancelTask(id=f"policy:{cause}", cause=cause)
+        done = await self._ledger.submit(state.tenant, state.task_ref, cancel, enforced)
+        if over:
+            stop = decide.StopTask(id=f"policy:{cause}:stopped")
+            done = await self._ledger.submit(state.tenant, state.task_ref, stop, enforced)
+        view = await self._view(done.state, answers=False)
+        return msgspec.structs.replace(view, outcome=Outcome.REFUSED.value, reason=cause)
+
+    async def _end(
+        self, state: State, command: decide.TaskCommand, channel: Channel, action: str, blobs: dict[str, bytes]
+    ) -> WorkView:
+        """Take the end of the work: nobody's authority is needed to stop."""
+        authority, _ = self._authority(state, channel, action)
+        decided = decision(Rule.SERVER_RUNS_TASK, action, state.task.binding, channel.server)
+        authority = msgspec.structs.replace(authority, decision=decided)
         done = await self._ledger.submit(state.tenant, state.task_ref, command, authority, blobs)
         return await self._view(done.state, done)
 
-    @staticmethod
-    def _authority(state: State, channel: Channel, action: str) -> Authority:
+    def _authority(self, state: State, channel: Channel, action: str) -> tuple[Authority, Standing]:
+        standing = self._governance.standing(state.task, self._ledger.now())
         authority = server_authority(channel, state.tenant, action, Trigger.WORKER)
-        return msgspec.structs.replace(
-            authority,
-            created_by=state.task.created_by,
-            decision=decision(Rule.SERVER_RUNS_TASK, action, state.task.binding, channel.server),
-        )
+        return msgspec.structs.replace(authority, created_by=state.task.created_by, standing=standing), standing
 
-    async def _view(self, state: State, done: Recorded | None = None) -> WorkView:
+    async def _view(self, state: State, done: Recorded | None = None, *, answers: bool = True) -> WorkView:
         task = state.task
         given = {
             key: await self._payloads.open(state, one.response)
             for key, one in task.inputs.items()
-            if one.response is not None and not task.status.terminal
+            if answers and one.response is not None and not task.status.terminal
         }
         return WorkView(
             task_ref=state.task_ref,

@@ -1,6 +1,6 @@
-"""The HTTP surface for responders: health, tasks, timelines and the live tail, over Litestar.
+"""The HTTP surface for responders: health, tasks, timelines, the live tail and what operators do, over Litestar.
 
-Guarantees: everything but `/healthz` and `/readyz` needs the responder token (`edge.py`); every refusal is
+Guarantees: everything but `/healthz` and `/readyz` needs an operator's token (`edge.py`); every refusal is
 problem+json (`problems.py`); a task id travels in a body only, never in a URL; request bodies are at most 64 KiB of
 strict JSON; unknown fields and parameters are refused by name. The OpenAPI 3.1 document is at `/schema/openapi.json`
 and `.yaml`; no page is served, so nothing is loaded from elsewhere.
@@ -9,10 +9,8 @@ and `.yaml`; no page is served, so nothing is loaded from elsewhere.
     server = await Server.start(app, host=settings.host, port=settings.port)
 """
 
-import base64
-import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, TypeAlias, cast
 
@@ -32,12 +30,15 @@ from tasktrail.events.facts import Status
 from tasktrail.projections.audit.store import TaskFilter
 from tasktrail.projections.audit.timeline import TaskShown, Timeline
 from tasktrail.services import strict_json
+from tasktrail.services.configuration import Operator
 from tasktrail.services.http import problems
-from tasktrail.services.http.edge import Edge, Hosts
+from tasktrail.services.http.documented import NO_TASK, NOT_JSON, REFUSALS, TOO_LARGE
+from tasktrail.services.http.edge import Edge, Hosts, asker
 from tasktrail.services.http.problems import Problem, problem
-from tasktrail.services.http.surface import Asker, Health, NoSuchTask, Readiness, Surface
+from tasktrail.services.http.surface import Health, Readiness, Surface
 from tasktrail.services.http.tailing import MEDIA_TYPE as EVENT_STREAM
 from tasktrail.services.http.tailing import Tails
+from tasktrail.services.orders import NoSuchTask
 
 BODY_BYTES_MAX = 64 * 1024
 DEPTH_MAX = 16
@@ -51,22 +52,6 @@ _log = logging.getLogger("tasktrail.http")
 _Request: TypeAlias = Request[Any, Any, State]
 _Text: TypeAlias = Annotated[str | None, QueryParameter(max_length=_TEXT_MAX)]
 _Sequence: TypeAlias = Annotated[int | None, QueryParameter(ge=0, le=strict_json.INTEGER_MAX)]
-
-
-def _refusal(description: str) -> ResponseSpec:
-    return ResponseSpec(Problem, description=description, media_type=problems.MEDIA_TYPE, generate_examples=False)
-
-
-_REFUSALS: Mapping[int, ResponseSpec] = {
-    400: _refusal("The request is not as documented; `detail` says where."),
-    401: _refusal("No responder token, or a wrong one."),
-    403: _refusal("The request comes from a page of another origin."),
-    421: _refusal("The Host is none of this service's."),
-    503: _refusal("The service cannot answer now; try again later."),
-}
-_NO_TASK = _refusal("Nothing on the trail has this reference or id.")
-_TOO_LARGE = _refusal("The body is larger than 64 KiB.")
-_NOT_JSON = _refusal("The body is not declared as JSON.")
 
 
 class TimelineQuestion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -97,8 +82,10 @@ class StrictRequest(_Request):
 class App(Edge):
     """The whole surface as one ASGI application."""
 
-    def __init__(self, inner: Litestar, tails: Tails, *, token: str, hosts: Hosts) -> None:
-        super().__init__(cast("Any", inner), token=token, hosts=hosts)
+    def __init__(
+        self, inner: Litestar, tails: Tails, *, token: str, hosts: Hosts, operators: Iterable[Operator]
+    ) -> None:
+        super().__init__(cast("Any", inner), token=token, hosts=hosts, operators=operators)
         self.inner = inner
         self._tails = tails
 
@@ -107,15 +94,26 @@ class App(Edge):
         self._tails.close()
 
 
-def create_app(
-    surface: Surface, *, token: str, hosts: Hosts, version: str = "unknown", tails: Tails | None = None
+def create_app(  # noqa: PLR0913 - what the surface is made of
+    surface: Surface,
+    *,
+    token: str,
+    hosts: Hosts,
+    operators: Iterable[Operator] = (),
+    acting: Sequence[HTTPRouteHandler] = (),
+    version: str = "unknown",
+    tails: Tails | None = None,
 ) -> App:
-    """The application over this service. `version` is the one its OpenAPI document says."""
+    """The application over this service.
+
+    `operators` are the named ones beside the holder of the responder token; `acting` are the routes of what they do
+    (`operating.routes`). `version` is the one its OpenAPI document says.
+    """
     tails = tails or Tails()
-    reading = _Reading(surface, token)
+    reading = _Reading(surface)
     api = Router(
         "/api/v1",
-        route_handlers=[reading.tasks_route(), reading.timeline_route(), reading.tail_route(tails)],
+        route_handlers=[reading.tasks_route(), reading.timeline_route(), reading.tail_route(tails), *acting],
         before_request=_known_parameters,
         security=[{"responder": []}],
         tags=["trail"],
@@ -129,12 +127,14 @@ def create_app(
         logging_config=None,
         debug=False,
     )
-    return App(inner, tails, token=token, hosts=hosts)
+    return App(inner, tails, token=token, hosts=hosts, operators=operators)
 
 
 def _openapi(version: str) -> OpenAPIConfig:
     scheme = SecurityScheme(
-        type="http", scheme="bearer", description="The responder token: the file responder.token in the data directory."
+        type="http",
+        scheme="bearer",
+        description="An operator's token, or the one in the file responder.token of the data directory.",
     )
     return OpenAPIConfig(
         title="tasktrail",
@@ -173,21 +173,16 @@ def _health_routes(surface: Surface) -> list[HTTPRouteHandler]:
 class _Reading:
     """The routes that read the trail, each on behalf of whoever holds the token."""
 
-    def __init__(self, surface: Surface, token: str) -> None:
+    def __init__(self, surface: Surface) -> None:
         self._surface = surface
-        digest = hashlib.sha256(token.encode()).digest()
-        self._token_hash = base64.urlsafe_b64encode(digest).decode().rstrip("=")
-
-    def _asker(self, request: _Request) -> Asker:
-        return Asker(token_hash=self._token_hash, address=request.client.host if request.client else "")
 
     def timeline_route(self) -> HTTPRouteHandler:
         """One task's history."""
 
-        @post("/timeline", status_code=200, responses={**_REFUSALS, 404: _NO_TASK, 413: _TOO_LARGE, 415: _NOT_JSON})
+        @post("/timeline", status_code=200, responses={**REFUSALS, 404: NO_TASK, 413: TOO_LARGE, 415: NOT_JSON})
         async def timeline(request: _Request, data: JSONBody[TimelineQuestion]) -> Timeline:
             """The ordered history of one task. The reading is recorded on the trail."""
-            found = await self._surface.timeline(data.task, self._asker(request))
+            found = await self._surface.timeline(data.task, asker(request.scope))
             if found is None:
                 raise NoSuchTask
             return found
@@ -197,7 +192,7 @@ class _Reading:
     def tasks_route(self) -> HTTPRouteHandler:
         """Tasks by filter."""
 
-        @get("/tasks", responses=_REFUSALS)
+        @get("/tasks", responses=REFUSALS)
         async def tasks(  # noqa: PLR0913, PLR0917 - one for each documented parameter
             request: _Request,
             status: FromQuery[list[Status] | None] = None,
@@ -225,14 +220,14 @@ class _Reading:
                 live=live,
                 before=before,
             )
-            return list(await self._surface.tasks(wanted, limit, self._asker(request)))
+            return list(await self._surface.tasks(wanted, limit, asker(request.scope)))
 
         return tasks
 
     def tail_route(self, tails: Tails) -> HTTPRouteHandler:
         """The live tail."""
 
-        @get("/tail", media_type=EVENT_STREAM, responses=_REFUSALS, response_description=_TAIL_IS)
+        @get("/tail", media_type=EVENT_STREAM, responses=REFUSALS, response_description=_TAIL_IS)
         async def tail(
             request: _Request,
             since: _Sequence = None,
@@ -242,8 +237,8 @@ class _Reading:
         ) -> Stream:
             """Steps as they are recorded after stream sequence `since`, or from now on. The reading is recorded too."""
             after = since if last_event_id is None else last_event_id
-            batches = self._surface.tail(after, self._asker(request))
-            return Stream(tails.open(batches), media_type=EVENT_STREAM)
+            stream = await tails.open(lambda: self._surface.tail(after, asker(request.scope)))
+            return Stream(stream, media_type=EVENT_STREAM)
 
         return tail
 

@@ -1,23 +1,24 @@
 """The edge of the HTTP surface: who may speak to it at all. Plain ASGI, before any framework.
 
 Guarantees, for every request and in this order: the Host is one of ours and the Origin, if any, is the same (a web page
-that rebinds its name to this address gets 421 or 403); the responder token is right, compared in constant time, except
-for `/healthz` and `/readyz`; a refusal is problem+json and is logged without what was presented; no response may be
-stored.
+that rebinds its name to this address gets 421 or 403); the token is an operator's, compared in constant time, except
+for `/healthz` and `/readyz`. What the operator may do is decided, and recorded, by what is asked for (`admission.py`).
+A refusal is problem+json and is logged without what was presented; no response may be stored.
 
-    Edge(app, token=token, hosts=Hosts(bound="127.0.0.1"))
+    Edge(app, token=token, hosts=Hosts(bound="127.0.0.1"), operators=settings.operators)
 """
 
-import hmac
 import ipaddress
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, TypeAlias
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any, TypeAlias, cast
 
 import msgspec
 
+from tasktrail.services.configuration import Operator
 from tasktrail.services.http.problems import MEDIA_TYPE, Problem, problem
+from tasktrail.services.operators import Asker, Operators, Person
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -26,6 +27,8 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 PUBLIC = frozenset({"/healthz", "/readyz"})
+PERSON = "tasktrail.person"
+"""Where the scope of an admitted request holds the operator."""
 CHALLENGE = 'Bearer realm="tasktrail"'
 UNAUTHORISED = "unauthorised"
 """The reason of the 401."""
@@ -71,9 +74,10 @@ def _bare(name: str) -> str:
 class Edge:
     """Checks each request, then lets the application answer it."""
 
-    def __init__(self, app: Application, *, token: str, hosts: Hosts) -> None:
+    def __init__(self, app: Application, *, token: str, hosts: Hosts, operators: Iterable[Operator] = ()) -> None:
+        """`token` is the responder token; `operators` are the named ones beside it."""
         self._app = app
-        self._token = token.encode()
+        self._operators = Operators(token, operators)
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,20 +108,36 @@ class Edge:
         origins = _values(scope, b"origin")
         if origins and (len(origins) > 1 or not _same(origins[0], hosts[0])):
             return problem(403, "foreign_origin", "requests from pages of another origin are refused")
-        if scope["path"] in PUBLIC or self._authorised(scope):
+        if scope["path"] in PUBLIC:
             return None
-        return problem(
-            401,
-            UNAUTHORISED,
-            "send the responder token as `Authorization: Bearer …`; it is in the file responder.token of the data "
-            "directory",
-        )
+        person = self._person(scope)
+        if person is None:
+            return problem(
+                401,
+                UNAUTHORISED,
+                "send your operator's token, or the one in the file responder.token of the data directory, as "
+                "`Authorization: Bearer …`",
+            )
+        scope[PERSON] = person
+        return None
 
-    def _authorised(self, scope: Scope) -> bool:
+    def _person(self, scope: Scope) -> Person | None:
         presented = _values(scope, b"authorization")
         scheme, _, token = presented[0].partition(" ") if len(presented) == 1 else ("", "", "")
-        right = hmac.compare_digest(token.strip().encode("latin-1"), self._token)
-        return right and scheme.lower() == "bearer"
+        person = self._operators.who(token.strip())
+        return person if scheme.lower() == "bearer" else None
+
+
+def asker(scope: Mapping[str, object]) -> Asker:
+    """Who makes an admitted request, and from which peer address."""
+    person = cast("Person", scope[PERSON])
+    client = cast("tuple[str, int] | None", scope.get("client"))
+    return Asker(
+        token_hash=person.token_hash,
+        address=client[0] if client else "",
+        operator=person.name,
+        rights=person.rights,
+    )
 
 
 def _values(scope: Scope, name: bytes) -> list[str]:

@@ -9,19 +9,9 @@ from typing import Protocol
 
 import msgspec
 
-from tasktrail.events.errors import TasktrailError
 from tasktrail.projections.audit.store import TaskFilter
 from tasktrail.projections.audit.timeline import Step, TaskShown, Timeline
-
-
-class NoSuchTask(TasktrailError):
-    """Nothing was ever recorded under this reference or id. For responders only: callers are told `TaskNotFound`."""
-
-    http_status = 404
-    reason = "no_such_task"
-
-    def __init__(self) -> None:
-        super().__init__("no task on this trail has this reference or id")
+from tasktrail.services.operators import Asker
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,13 +35,6 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 
     ready: bool
     parts: dict[str, Part]
-
-
-class Asker(msgspec.Struct, frozen=True, kw_only=True):
-    """Who reads: the holder of the responder token (`token_hash`: base64url SHA-256 of it), from this peer address."""
-
-    token_hash: str
-    address: str
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +63,9 @@ class Surface(Protocol):
         """Tasks, the newest first, at most `most`."""
         ...
 
-    def tail(self, since: int | None, asker: Asker) -> AsyncIterator[Batch]:
-        """What is recorded after stream sequence `since` (None: from now on), until the service stops."""
+    async def tail(self, since: int | None, asker: Asker) -> AsyncIterator[Batch]:
+        """What is recorded after stream sequence `since` (None: from now on), until the service stops.
+
+        Whether this operator may see that is said before the first batch.
+        """
         ...

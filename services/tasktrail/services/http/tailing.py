@@ -13,7 +13,7 @@ streams at a time. Streams end when the service stops.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -41,8 +41,8 @@ class Tails:
         """End all of them."""
         self._closing.set()
 
-    def open(self, batches: AsyncIterator[Batch]) -> AsyncIterator[bytes]:
-        """The bytes of a stream of these.
+    async def open(self, batches: Callable[[], Awaitable[AsyncIterator[Batch]]]) -> AsyncIterator[bytes]:
+        """The bytes of a stream of these, which are asked for once there is room for it.
 
         Raises:
             Unavailable: too many streams are open.
@@ -50,7 +50,7 @@ class Tails:
         if self._open >= self._tails_max:
             message = f"{self._tails_max} tails are open already; close one, or try again later"
             raise Unavailable(message)
-        return self._stream(batches)
+        return self._stream(await batches())
 
     async def _stream(self, batches: AsyncIterator[Batch]) -> AsyncIterator[bytes]:
         self._open += 1

@@ -12,6 +12,7 @@ WHERE ($tenant::VARCHAR IS NULL OR tenant = $tenant)
     AND ($created_from::TIMESTAMP IS NULL OR created_at >= $created_from)
     AND ($created_until::TIMESTAMP IS NULL OR created_at < $created_until)
     AND ($live::BOOLEAN IS NULL OR $live = (status IN ('working', 'input_required') AND expired_at IS NULL))
+    AND ($opens::BOOLEAN IS NULL OR $opens = (revoked_at IS NULL AND expired_at IS NULL))
     AND ($before::UBIGINT IS NULL OR first_seq < $before)
 ORDER BY first_seq DESC
 LIMIT $most;

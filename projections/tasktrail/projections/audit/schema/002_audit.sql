@@ -39,14 +39,20 @@ CREATE TABLE entries (
     token_hash VARCHAR,
     jti VARCHAR,
     token_expires_at TIMESTAMP,
+    acr VARCHAR,
+    amr VARCHAR,
+    authenticated_at TIMESTAMP,
     address VARCHAR,
     address_level VARCHAR,
     binding_mode VARCHAR,
     binding_differs VARCHAR,
+    grant_id VARCHAR,
+    standing VARCHAR,
     effect VARCHAR,
     decision_reason VARCHAR,
     policy_sha256 VARCHAR,
     policy_version VARCHAR,
+    policies VARCHAR,
     rpc_method VARCHAR,
     server VARCHAR,
     wire VARCHAR,
@@ -56,7 +62,7 @@ CREATE TABLE entries (
     body BLOB NOT NULL
 );
 COMMENT ON TABLE entries IS 'Every accepted entry, in the order of the stream: its place, its authority, its bytes';
-COMMENT ON COLUMN entries.kind IS 'task, access, denied or control: which subject it stands on';
+COMMENT ON COLUMN entries.kind IS 'task, access, denied, control or governance: which subject it stands on';
 COMMENT ON COLUMN entries.task_ref IS 'Keyed reference of the task; the task id itself is nowhere in the trail';
 COMMENT ON COLUMN entries.task_seq IS 'Place in the task''s chain, from 1; NULL outside a chain';
 COMMENT ON COLUMN entries.leaf_sha256 IS 'Hex SHA-256 of body';
@@ -64,7 +70,13 @@ COMMENT ON COLUMN entries.prev_sha256 IS 'leaf_sha256 of the task''s entry befor
 COMMENT ON COLUMN entries.signature IS 'Base64 Ed25519 over body by key_id, as delivered; not verified here';
 COMMENT ON COLUMN entries.principal_level IS 'bound, verified, vouched, asserted or claimed; so every *_level';
 COMMENT ON COLUMN entries.token_hash IS 'Base64url SHA-256 of the credential (RFC 9449 ath)';
+COMMENT ON COLUMN entries.acr IS 'How strongly its subject was authenticated, in the issuer''s word (RFC 9068); proved as credential_level says, as are amr and authenticated_at';
+COMMENT ON COLUMN entries.amr IS 'By which methods (RFC 8176), a JSON array; NULL: the credential does not say';
+COMMENT ON COLUMN entries.authenticated_at IS 'When: its auth_time';
 COMMENT ON COLUMN entries.binding_differs IS 'Members in which the caller differed from the creator, by comma; empty: it matched; NULL: not compared';
+COMMENT ON COLUMN entries.grant_id IS 'The grant that opened the task to somebody else than its creator';
+COMMENT ON COLUMN entries.standing IS 'Of the creator''s authority, on steps of a worker, a timer or an operator: valid, lapsed, revoked or unknown';
+COMMENT ON COLUMN entries.policies IS 'The policies that determined the decision, by comma';
 COMMENT ON COLUMN entries.body IS 'The entry''s own bytes';
 
 CREATE TABLE events (
@@ -85,6 +97,7 @@ CREATE TABLE events (
     payload_name VARCHAR,
     payload_sha256 VARCHAR,
     payload_size BIGINT,
+    payload_flags VARCHAR,
     payload VARCHAR NOT NULL
 );
 COMMENT ON TABLE events IS 'The events of every entry, in order (stream_seq, ord)';
@@ -92,6 +105,7 @@ COMMENT ON COLUMN events.status_after IS 'The task''s status after this event';
 COMMENT ON COLUMN events.times IS 'How many the folded run holds: polls, disclosures, denials; pushes of a subscription';
 COMMENT ON COLUMN events.payload_sha256 IS 'Hex SHA-256 of the sealed payload''s ciphertext';
 COMMENT ON COLUMN events.payload_size IS 'Bytes of the ciphertext';
+COMMENT ON COLUMN events.payload_flags IS 'Kinds of secrets seen in it before it was sealed, and scanned_in_part, by comma; NULL: none seen';
 COMMENT ON COLUMN events.payload IS 'The event''s JSON as written';
 
 CREATE TABLE tasks (
@@ -108,9 +122,12 @@ CREATE TABLE tasks (
     protocol_version VARCHAR NOT NULL,
     requested_ttl_ms BIGINT,
     granted_ttl_ms BIGINT NOT NULL,
+    ttl_set_by VARCHAR,
+    retention VARCHAR,
     poll_interval_ms BIGINT NOT NULL,
+    token_hash VARCHAR,
+    jti VARCHAR,
     created_at TIMESTAMP NOT NULL,
-    expires_at TIMESTAMP NOT NULL,
     created_by VARCHAR NOT NULL,
     first_seq UBIGINT NOT NULL,
     last_seq UBIGINT NOT NULL,
@@ -120,10 +137,26 @@ CREATE TABLE tasks (
     status VARCHAR NOT NULL,
     is_error BOOLEAN NOT NULL,
     last_updated_at TIMESTAMP NOT NULL,
+    expires_at TIMESTAMP NOT NULL,
+    ended_at TIMESTAMP,
     cancel_requested_at TIMESTAMP,
-    expired_at TIMESTAMP
+    revoked_at TIMESTAMP,
+    expired_at TIMESTAMP,
+    shredded_at TIMESTAMP,
+    grants UINTEGER NOT NULL,
+    holds UINTEGER NOT NULL,
+    standing VARCHAR NOT NULL,
+    authority_until TIMESTAMP
 );
 COMMENT ON TABLE tasks IS 'Every task as of its last entry, and where in the stream its entries are';
+COMMENT ON COLUMN tasks.ttl_set_by IS 'What decided granted_ttl_ms: request, tool, tool_rule (the operator''s for this tool) or service';
+COMMENT ON COLUMN tasks.retention IS 'JSON: milliseconds for which an ended task''s handle opens it, by status';
+COMMENT ON COLUMN tasks.expires_at IS 'When the handle ends: the granted time, or the retention of the status it ended in when that is sooner';
+COMMENT ON COLUMN tasks.token_hash IS 'Of the creating credential, as jti';
+COMMENT ON COLUMN tasks.grants IS 'How many grants are in force';
+COMMENT ON COLUMN tasks.holds IS 'How many holds keep its payloads';
+COMMENT ON COLUMN tasks.standing IS 'Of the creator''s authority, as last recorded here; a credential that has ended since, or was revoked, is not seen in it';
+COMMENT ON COLUMN tasks.authority_until IS 'When the creator''s latest credential ends; NULL: it does not say';
 COMMENT ON COLUMN tasks.created_by IS 'Id of the creating entry';
 COMMENT ON COLUMN tasks.first_seq IS 'Stream sequence of its creation; all its entries lie between first_seq and last_seq';
 COMMENT ON COLUMN tasks.entries IS 'Entries of its task and access subjects';
@@ -203,14 +236,20 @@ SELECT
     e.token_hash,
     e.jti,
     e.token_expires_at,
+    e.acr,
+    e.amr,
+    e.authenticated_at,
     e.address,
     e.address_level,
     e.binding_mode,
     e.binding_differs,
+    e.grant_id,
+    e.standing,
     e.effect,
     e.decision_reason,
     e.policy_sha256,
     e.policy_version,
+    e.policies,
     v.payload
 FROM entries e
 LEFT JOIN events v USING (stream_seq);

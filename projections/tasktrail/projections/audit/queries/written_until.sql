@@ -1,0 +1,5 @@
+-- When the last entry was made.
+SELECT recorded_at
+FROM entries
+ORDER BY stream_seq DESC
+LIMIT 1;

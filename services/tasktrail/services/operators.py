@@ -1,0 +1,62 @@
+"""The people who read a trail and act on it: who the bearer token of an HTTP request is, and what they may.
+
+Guarantees: a token is compared by its SHA-256 with every known one, in constant time, whichever it is; nobody's token
+is kept, only digests. The responder token of the data directory is the operator named "responder", who has every
+right; a hold still takes two people, so it needs a second, named one.
+
+    operators = Operators(open_token(data), settings.operators)
+    operators.who("ttr_…")  ->  Person(name="responder", rights=("read", …), token_hash="…")
+"""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+
+import msgspec
+
+from tasktrail.services.access.claims import digest
+from tasktrail.services.configuration import RIGHTS, Operator
+
+RESPONDER = "responder"
+"""The name of whoever holds the responder token of the data directory."""
+
+
+class Person(msgspec.Struct, frozen=True, kw_only=True):
+    """An operator whose token was presented. `token_hash`: the `digest` of it."""
+
+    name: str
+    rights: tuple[str, ...]
+    token_hash: str
+
+
+class Asker(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks: an operator, by the `digest` of the token presented (`token_hash`) and the peer address.
+
+    `operator` is their name, "responder" for the holder of the data directory's own token; `rights`: see
+    `configuration.RIGHTS`.
+    """
+
+    token_hash: str
+    address: str
+    operator: str = RESPONDER
+    rights: tuple[str, ...] = RIGHTS
+
+
+class Operators:
+    """Everyone who may speak to the HTTP surface."""
+
+    def __init__(self, responder_token: str, named: Iterable[Operator] = ()) -> None:
+        everyone: list[tuple[bytes, str, tuple[str, ...]]] = [
+            (hashlib.sha256(responder_token.encode()).digest(), RESPONDER, RIGHTS)
+        ]
+        everyone += [(bytes.fromhex(one.sha256), one.name, one.rights) for one in named]
+        self._everyone = tuple(everyone)
+
+    def who(self, token: str) -> Person | None:
+        """Whose token this is; None when it is nobody's."""
+        presented = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        found: Person | None = None
+        for known, name, rights in self._everyone:
+            if hmac.compare_digest(presented, known) and found is None:
+                found = Person(name=name, rights=rights, token_hash=digest(token))
+        return found
