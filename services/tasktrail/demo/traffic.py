@@ -24,8 +24,9 @@ from nats.errors import Error as NatsError
 from tasktrail.demo.hosting import hosting, listener, url_of
 from tasktrail.demo.people import Person, TaskSeen, terminal
 from tasktrail.demo.tools import Floor, build
-from tasktrail.events.errors import InvalidRequest, NotAuthorised
+from tasktrail.events.errors import InvalidRequest
 from tasktrail.mcp.verifier import Issuer
+from tasktrail.services.access.rules import Rule
 from tasktrail.services.connection import Connection
 from tasktrail.testing.issuer import LocalIssuer
 
@@ -133,7 +134,7 @@ class Traffic:
         try:
             await kind(self._crowd, number)
         except MCPError as error:
-            trouble = f"{error.error.message}{self._hint if error.error.code == NotAuthorised.code else ''}"
+            trouble = f"{error.error.message}{self._hint if Rule.ISSUER in error.error.message else ''}"
         except Exception as error:  # noqa: BLE001 - one task's failure is no reason to stop
             trouble = f"{type(error).__name__}: {error}"
         finally:

@@ -110,9 +110,9 @@ def who(one: Who | None) -> str:
 
 def _subject(one: Who, *, short: bool = False) -> str:
     if one.trigger != "caller" and one.iss == "tasktrail" and one.sub:
-        if one.trigger == "responder":
+        if one.trigger == "responder" and one.sub == "responder":
             return "the holder of the responder token"
-        if one.trigger == "operator" and one.kind == "user":
+        if one.trigger in {"responder", "operator"} and one.kind == "user":
             return f"operator {printable(one.sub)}"
         kind, _, name = one.sub.partition(":")
         return f"MCP server {printable(name)}" if kind == "server" and name else f"tasktrail's {printable(one.sub)}"

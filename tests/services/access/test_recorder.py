@@ -37,7 +37,7 @@ async def test_status_polls_fold_with_their_count_and_times(desk: Desk) -> None:
     (event,) = desk.events()
     begun = desk.clock.ms - 70
     assert event == TaskPolled(
-        at_ms=desk.clock.ms, method="tasks/get", status="working", count=7, first_ms=begun, last_ms=begun + 60
+        at_ms=begun + 60, method="tasks/get", status="working", count=7, first_ms=begun, last_ms=begun + 60
     )
     assert desk.trail.messages[-1].subject == access_subject("acme", REF)
     await desk.recorder.flush()

@@ -68,7 +68,7 @@ class _Shown:
         self.authority, self.method, self.payloads = authority, method, payloads
         self.turn = asyncio.Lock()
         self.users = 0
-        self.nth, self.folded = 0, 0
+        self.nth, self.folded, self.last_ms = 0, 0, 0
 
     @property
     def pending(self) -> bool:
@@ -273,9 +273,10 @@ class Recorder:
         try:
             async with shown.turn:
                 if not shown.nth:
-                    await self.note(state, authority, self._disclosure(shown, nth=1, count=1))
+                    await self.note(state, authority, self._disclosure(shown, self._ledger.now(), nth=1, count=1))
                 else:
                     shown.authority, shown.folded = authority, shown.folded + 1
+                    shown.last_ms = self._ledger.now()
                 shown.nth += 1
         finally:
             shown.users -= 1
@@ -302,9 +303,9 @@ class Recorder:
             if not run.users and not run.pending and runs.get(oldest) is run:
                 del runs[oldest]
 
-    def _disclosure(self, shown: _Shown, *, nth: int, count: int) -> ResultDisclosed:
+    def _disclosure(self, shown: _Shown, at_ms: int, *, nth: int, count: int) -> ResultDisclosed:
         return ResultDisclosed(
-            at_ms=self._ledger.now(),
+            at_ms=at_ms,
             payloads=tuple(one.name for one in shown.payloads),
             sha256=tuple(one.sha256 for one in shown.payloads),
             nth=nth,
@@ -402,7 +403,7 @@ class Recorder:
         if run is None:
             return
         try:
-            await self._send_access(run, _poll_event(run, self._ledger.now()))
+            await self._send_access(run, _poll_event(run))
         except (MaybeWritten, asyncio.CancelledError):
             raise
         except BaseException:
@@ -417,7 +418,7 @@ class Recorder:
         if not folded:
             return
         try:
-            await self._send_access(shown, self._disclosure(shown, nth=shown.nth, count=folded))
+            await self._send_access(shown, self._disclosure(shown, shown.last_ms, nth=shown.nth, count=folded))
         except (MaybeWritten, asyncio.CancelledError):
             raise
         except BaseException:
@@ -470,9 +471,10 @@ def _no_room() -> NothingWritten:
     return NothingWritten("the trail takes no entries and too many wait for it; nothing was written, try again")
 
 
-def _poll_event(run: _Polls, at_ms: int) -> TaskPolled:
+def _poll_event(run: _Polls) -> TaskPolled:
+    """True when the last of the run was told, however much later it is written."""
     return TaskPolled(
-        at_ms=at_ms,
+        at_ms=run.last_ms,
         method=run.method,
         status=run.status,
         count=run.count,
