@@ -27,12 +27,13 @@ from mcp.server.auth.settings import AuthSettings
 from tests.binding.mcp_wire import McpWire
 from tests.binding.table import MODES
 from tests.mcp.place import Trail, reading
-from tests.mcp.serving import listening, until, url_of
+from tests.mcp.serving import listening, url_of
 
 from tasktrail.mcp.extension import Tasks
 from tasktrail.mcp.verifier import Issuer, JwtVerifier
 from tasktrail.testing.issuer import LocalIssuer
 from tasktrail.testing.service import UpProcess
+from tasktrail.testing.waiting import until
 
 Identity = Literal["forwarded", "asserted"]
 TENANT, ELSEWHERE = "acme", "globex"

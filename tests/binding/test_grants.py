@@ -8,9 +8,9 @@ from tests.binding.installation import TENANT, Installation
 from tests.binding.test_matrix import UNKNOWN
 from tests.binding.wire import METHODS, asking
 from tests.mcp.place import carrying, only
-from tests.mcp.serving import until
 
 from tasktrail.events.facts import GrantGiven, GrantWithdrawn, TaskPolled
+from tasktrail.testing.waiting import until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.requirement("A1")]
 

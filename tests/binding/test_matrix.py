@@ -14,12 +14,12 @@ import pytest
 from tests.binding.installation import ELSEWHERE, TENANT, Installation, Who
 from tests.binding.table import MODES, ROWS, TOKEN_REFUSED, Row, differing, verdict
 from tests.binding.wire import METHODS, Outcome, asking
-from tests.mcp.serving import until
 
 from tasktrail.events.entry import Entry
 from tasktrail.events.facts import AccessDenied
 from tasktrail.events.subjects import kind_of
 from tasktrail.mcp.callers import digest
+from tasktrail.testing.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -13,10 +13,10 @@ from nats.aio.msg import Msg
 from tests.binding.installation import Installation, Who
 from tests.binding.test_matrix import UNKNOWN
 from tests.binding.wire import METHODS, asking
-from tests.mcp.serving import until
 
 from tasktrail.events.facts import AccessDenied
 from tasktrail.mcp.callers import digest
+from tasktrail.testing.waiting import until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.requirement("A4")]
 

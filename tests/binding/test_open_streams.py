@@ -8,10 +8,10 @@ from functools import partial
 import pytest
 from tests.binding.installation import TENANT, Installation
 from tests.mcp.place import only
-from tests.mcp.serving import until
 
 from tasktrail.events.authority import Standing
 from tasktrail.events.facts import AuthorityChanged, CancelRequested, SubscriptionClosed
+from tasktrail.testing.waiting import until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.requirement("A2", "A9")]
 

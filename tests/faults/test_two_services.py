@@ -25,7 +25,7 @@ from mcp.server.auth.settings import AuthSettings
 from nats.js import JetStreamContext
 from tests.mcp.client import Client
 from tests.mcp.place import settings
-from tests.mcp.serving import listening, served, until, url_of
+from tests.mcp.serving import listening, served, url_of
 from tests.mcp.workshop import SUPPORT, Workshop
 
 from tasktrail.events.entry import Entry
@@ -51,6 +51,7 @@ from tasktrail.testing.issuer import LocalIssuer
 from tasktrail.testing.nats import NatsCluster, NatsServer
 from tasktrail.testing.rebuild import Book, current_differences
 from tasktrail.testing.service import UpProcess
+from tasktrail.testing.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -5,6 +5,7 @@ of `tasktrail.events.errors`, the requests those of `tasktrail.services.messages
 """
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
@@ -31,6 +32,7 @@ from tasktrail.testing.feeding import Feeder, Json, Refused, asked, caller, crea
 from tasktrail.testing.nats import settle
 from tasktrail.testing.rebuild import Book
 from tasktrail.testing.service import UpProcess
+from tasktrail.testing.waiting import until
 
 from .bodies import MARK, NOT_JSON, NOT_OURS, ODD_TEXTS, STRANGER, honest, mutants
 from .conftest import Watched
@@ -65,14 +67,13 @@ async def task(feeder: Feeder) -> AsyncIterator[Json]:
 
 async def projected(js: JetStreamContext, ref: str) -> None:
     """Wait until the bucket holds the task's state."""
-    async with asyncio.timeout(ANSWER_WITHIN_S):
-        while True:
-            try:
-                await js.get_last_msg(KV_STREAM, f"$KV.{CURRENT}.{ref}")
-            except NotFoundError:
-                await asyncio.sleep(0.01)
-            else:
-                return
+
+    async def held() -> bool:
+        with contextlib.suppress(NotFoundError):
+            return bool(await js.get_last_msg(KV_STREAM, f"$KV.{CURRENT}.{ref}"))
+        return False
+
+    await until(held, what="the task's state")
 
 
 async def answers(feeder: Feeder, requests: Iterable[tuple[str, Json | bytes]]) -> list[tuple[Any, str]]:

@@ -13,12 +13,12 @@ import pytest
 import pytest_asyncio
 from tests.binding.installation import Installation, Who, installed
 from tests.binding.wire import METHODS, asking
-from tests.mcp.serving import until
 
 from tasktrail.events.authority import Level
 from tasktrail.events.entry import Entry
 from tasktrail.events.facts import AccessDenied, TaskCreated
 from tasktrail.testing.feeding import Feeder, Refused, asked, caller, creation
+from tasktrail.testing.waiting import until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.requirement("A1", "A5")]
 

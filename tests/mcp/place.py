@@ -28,9 +28,10 @@ from tasktrail.services.keyring import Keyring
 from tasktrail.services.service import Service
 from tasktrail.services.settings import ENV_PREFIX, load
 from tasktrail.testing.issuer import LocalIssuer
+from tasktrail.testing.waiting import until
 
 from .client import DECLARED, Client
-from .serving import listening, served, until, url_of
+from .serving import listening, served, url_of
 from .workshop import SUPPORT, Workshop
 
 Mode = Literal["embedded", "connected"]

@@ -7,13 +7,13 @@ and its lifespan have ended when the block ends.
 import asyncio
 import contextlib
 import socket
-import time
-from collections.abc import AsyncGenerator, Callable, Generator
-from inspect import isawaitable
+from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 import uvicorn
 from mcp.server import MCPServer
+
+from tasktrail.testing.waiting import until
 
 WITHIN_S = 20.0
 _LOOK_S = 0.01
@@ -59,16 +59,3 @@ async def served(mcp: MCPServer[Any], sock: socket.socket) -> AsyncGenerator[Non
     finally:
         server.should_exit = True
         await serving
-
-
-async def until(probe: Callable[[], object], *, within_s: float = WITHIN_S) -> None:
-    """Return once what `probe` answers is true; it is asked again and again, and shown when time is up."""
-    deadline = time.monotonic() + within_s
-    while True:
-        seen = probe()
-        if isawaitable(seen):
-            seen = await seen
-        if seen:
-            return
-        assert time.monotonic() < deadline, f"not so within {within_s:g} s; seen last: {seen!r}"
-        await asyncio.sleep(_LOOK_S)

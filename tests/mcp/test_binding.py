@@ -10,10 +10,10 @@ from mcp.server.auth.provider import AccessToken
 
 from tasktrail.events.authority import Level
 from tasktrail.events.facts import AccessDenied, TaskCreated
+from tasktrail.testing.waiting import until
 
 from .client import Client
 from .place import Mode, Place, carrying, only, opened, refused
-from .serving import until
 from .test_refusals import METHODS, UNKNOWN, ask
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -9,10 +9,10 @@ import httpx
 import pytest
 
 from tasktrail.events.facts import TaskCompleted, TaskCreated
+from tasktrail.testing.waiting import until
 
 from .client import EXTENSION, UNDECLARED
 from .place import Place, only
-from .serving import until
 from .workshop import CRASH, QUOTA
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -32,9 +32,10 @@ from tasktrail.mcp.link import ConnectedLink, Listener, answered, patiently
 from tasktrail.services import connection, messages
 from tasktrail.services.connection import Connection
 from tasktrail.services.messages import ACTIONS, Said
+from tasktrail.testing.waiting import until
 
 from .place import Place, carrying, connect, only, opened, refused
-from .serving import WITHIN_S, until
+from .serving import WITHIN_S
 from .test_running import held
 from .workshop import SUPPORT
 

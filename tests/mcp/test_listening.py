@@ -7,10 +7,10 @@ import pytest
 
 from tasktrail.events.facts import SubscriptionClosed, SubscriptionOpened
 from tasktrail.mcp.extension import ToolPolicy
+from tasktrail.testing.waiting import until
 
 from .client import UNDECLARED, Stream
 from .place import Mode, Place, carrying, only, opened, refused
-from .serving import until
 from .test_refusals import MALFORMED, UNKNOWN
 from .workshop import SUPPORT
 

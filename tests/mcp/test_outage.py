@@ -15,10 +15,10 @@ from tasktrail.events.facts import GapFound, TaskCompleted, TaskCreated, WorkerL
 from tasktrail.mcp.link import ConnectedLink, EmbeddedLink
 from tasktrail.services.messages import Said
 from tasktrail.testing.issuer import LocalIssuer
+from tasktrail.testing.waiting import until
 
 from .client import Client
 from .place import Mode, Place, only, opened, reading, running_service, settings
-from .serving import until
 from .test_input import accept, asked
 from .test_running import held
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tasktrail.events.facts import AccessDenied
+from tasktrail.testing.waiting import until
 
 from .client import UNDECLARED, Client
 from .place import Place, only, refused
-from .serving import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

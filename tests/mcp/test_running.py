@@ -24,10 +24,10 @@ from tasktrail.mcp.extension import Tasks, ToolPolicy
 from tasktrail.services.access.policy import shipped
 from tasktrail.services.operators import Asker
 from tasktrail.services.orders import PolicyOrder
+from tasktrail.testing.waiting import until
 
 from .client import Client
 from .place import Mode, Place, carrying, only, opened, reading, refused, running_service, settings, shown
-from .serving import until
 from .workshop import SUPPORT, Workshop
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -16,10 +16,10 @@ from tasktrail.events.authority import Authority, Level, Method, PrincipalKind, 
 from tasktrail.events.entry import Entry
 from tasktrail.events.facts import InputResponded, ResultDisclosed, TaskCompleted, TaskCreated
 from tasktrail.services.messages import COMMANDS
+from tasktrail.testing.waiting import until
 
 from .client import Client
 from .place import Mode, Place, carrying, only, opened
-from .serving import until
 from .test_input import accept, asked
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

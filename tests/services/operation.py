@@ -4,13 +4,11 @@ async with operation(server, tmp_path, clock) as one:
     await one.operating.revoke(RevokeOrder(…), OLGA)
 """
 
-import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
 from tests.services.orders import TENANT
 
 from tasktrail.events import entry as entries
@@ -34,6 +32,7 @@ from tasktrail.services.settings import Settings
 from tasktrail.testing.nats import NatsServer
 from tasktrail.testing.parts import Clock, Parts, parts, stored
 from tasktrail.testing.scenario import ANA, authority, create
+from tasktrail.testing.waiting import until
 
 SOON_S = 20.0
 OLGA = Asker(token_hash="o" * 43, address="203.0.113.5", operator="olga", rights=RIGHTS)
@@ -55,7 +54,7 @@ class Operation(NamedTuple):
         """A task of `who`, known to the inventory when this returns."""
         command = create(f"create {ref}", binding=who)
         done = await self.parts.ledger.submit(who.tenant, ref, command, by or authority(who))
-        await until("the inventory", lambda: self.inventory.get(ref))
+        await until(lambda: self.inventory.get(ref), what="the inventory")
         return done.state
 
     async def do(self, ref: str, command: TaskCommand, who: Binding = ANA) -> State:
@@ -115,13 +114,3 @@ async def operation(
             await bus.stop()
             await enforcement.stop()
             await projector.stop()
-
-
-async def until(what: str, holds: Callable[[], object]) -> None:
-    """Wait for a condition; fail with what was seen."""
-    try:
-        async with asyncio.timeout(SOON_S):
-            while not holds():  # noqa: ASYNC110 - a condition with a bound
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        pytest.fail(f"{what}: not within {SOON_S:g} s; seen last: {holds()!r}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.services.operation import OLGA, Operation, operation, until
+from tests.services.operation import OLGA, Operation, operation
 from tests.services.orders import complete, ref_of
 
 from tasktrail.events.authority import (
@@ -31,6 +31,7 @@ from tasktrail.services.inventory import Inventory
 from tasktrail.services.orders import LiftOrder, PolicyOrder, RevokeOrder
 from tasktrail.testing.nats import NatsServer
 from tasktrail.testing.scenario import ANA, NOW_MS, authority
+from tasktrail.testing.waiting import until
 
 A, B, C = ref_of("a"), ref_of("b"), ref_of("c")
 BEN = Binding(tenant="acme", iss=ANA.iss, sub="ben", client_id="desk")
@@ -54,7 +55,7 @@ async def one(fresh_nats: NatsServer, tmp_path: Path) -> AsyncIterator[Operation
 async def enforced(one: Operation, *refs: str, standing: Standing = Standing.REVOKED) -> None:
     """Wait until these tasks stand so, and nothing is due."""
     for ref in refs:
-        await until(f"{ref} is {standing}", partial(_stands, one, ref, standing))
+        await until(partial(_stands, one, ref, standing), what=f"{ref} is {standing}")
     await one.enforcement.settled()
 
 
@@ -135,7 +136,7 @@ async def test_a_task_stops_when_any_credential_it_stands_on_is_revoked(one: Ope
         id="later", standing=Standing.VALID, until_s=until_s, token_hash="later".ljust(43, "x"), jti="later"
     )
     await one.do(A, later)
-    await until("the later one", lambda: (handle := one.inventory.get(A)) and handle.jti == "later")
+    await until(lambda: (handle := one.inventory.get(A)) and handle.jti == "later", what="the later one")
     named = {"token_hash": hashed.ljust(43, "x")} if by == "token_hash" else {"iss": ANA.iss, "jti": hashed}
     revoked = await one.operating.revoke(RevokeOrder(kind="token", reason="leaked", **named), OLGA)
     assert revoked.tasks == 1
@@ -158,7 +159,7 @@ async def test_every_process_enforces_and_each_step_happens_once(
     async with operation(fresh_nats, tmp_path) as two, operation(fresh_nats, tmp_path) as three:
         for ref in refs:
             await one.make(ref)
-        await until("the others know them", lambda: len(two.inventory) == len(three.inventory) == len(refs))
+        await until(lambda: len(two.inventory) == len(three.inventory) == len(refs), what="the others know them")
         await two.operating.revoke(NO_ANA, OLGA)
         for process in (one, two, three):
             await enforced(process, *refs)
@@ -188,7 +189,9 @@ async def test_a_task_that_was_marked_but_not_stopped_yet_is_stopped_by_the_next
     await one.parts.ledger.submit(ANA.tenant, A, marked, authority(ANA, trigger=Trigger.OPERATOR))
     assert (await one.task(A)).cancel_requested_at_ms is None
     async with operation(fresh_nats, tmp_path) as two:
-        await until("it is stopped", lambda: (state := two.parts.states.kept(A)) and state.task.cancel_requested_at_ms)
+        await until(
+            lambda: (state := two.parts.states.kept(A)) and state.task.cancel_requested_at_ms, what="it is stopped"
+        )
 
 
 async def test_a_revocation_that_is_not_known_here_is_not_undone(one: Operation) -> None:
@@ -205,7 +208,9 @@ async def test_a_handle_that_was_revoked_has_its_work_stopped_by_whoever_sees_it
     await one.make(A)
     taken = RevokeHandle(id="taken back", reason="leaked")
     await one.parts.ledger.submit(ANA.tenant, A, taken, authority(ANA, trigger=Trigger.OPERATOR))
-    await until("it is not to go on", lambda: (state := one.parts.states.kept(A)) and state.task.cancel_requested_at_ms)
+    await until(
+        lambda: (state := one.parts.states.kept(A)) and state.task.cancel_requested_at_ms, what="it is not to go on"
+    )
     [(_, requested)] = await one.events(CancelRequested)
     assert msgspec.structs.asdict(requested)["cause"] == "handle_revoked"
 
@@ -264,13 +269,13 @@ async def test_whoever_may_listen_beside_the_creator_is_told_to_look_again(one: 
     await one.make(B, BEN)
     grant = GiveGrant(id="g", grant="g1", to=BEN, mode=BindingMode.USER, rights=("subscribe",), reason="stand-in")
     await one.do(A, grant)
-    await until("the grant", lambda: (handle := one.inventory.get(A)) and handle.grants)
+    await until(lambda: (handle := one.inventory.get(A)) and handle.grants, what="the grant")
     one.told.clear()
     await one.operating.revoke(RevokeOrder(kind="principal", iss=BEN.iss, sub="ben", reason="left"), OLGA)
-    await until("the grantor's task too", lambda: {state.task_ref for state in one.told} == {A, B})
+    await until(lambda: {state.task_ref for state in one.told} == {A, B}, what="the grantor's task too")
     one.told.clear()
     await one.operating.revoke(RevokeOrder(kind="token", token_hash="t" * 43, reason="leaked"), OLGA)
-    await until("every handle", lambda: {state.task_ref for state in one.told} == {A, B})
+    await until(lambda: {state.task_ref for state in one.told} == {A, B}, what="every handle")
 
 
 async def test_who_watches_with_a_revoked_token_is_told_before_all_others(one: Operation) -> None:
@@ -292,7 +297,7 @@ async def test_who_watches_with_a_revoked_token_is_told_before_all_others(one: O
         one.inventory.accessed(by, NOW_MS, msgspec.structs.replace(authority(ANA), credential=credential))
         one.told.clear()
         await one.operating.revoke(RevokeOrder(kind="token", reason="leaked", **named), OLGA)
-        await until("every handle", lambda: {state.task_ref for state in one.told} == set(refs))
+        await until(lambda: {state.task_ref for state in one.told} == set(refs), what="every handle")
         assert one.told[0].task_ref == by
 
 
@@ -326,7 +331,7 @@ async def test_an_ended_task_leaves_the_inventory_when_its_handle_has(one: Opera
     """M7: the inventory holds what still opens something."""
     await one.make(A, by=authority(ANA))
     await one.do(A, complete())
-    await until("ended", lambda: (handle := one.inventory.get(A)) and not handle.live)
+    await until(lambda: (handle := one.inventory.get(A)) and not handle.live, what="ended")
     await one.operating.revoke(RevokeOrder(kind="handle", task=A, reason="not needed"), OLGA)
-    await until("gone", lambda: one.inventory.get(A) is None)
+    await until(lambda: one.inventory.get(A) is None, what="gone")
     assert one.inventory.wider() == []

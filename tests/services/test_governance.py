@@ -4,7 +4,7 @@ import asyncio
 import base64
 import logging
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from tasktrail.services.revocations import Revocation, Revocations, revocation_o
 from tasktrail.testing.nats import NatsServer
 from tasktrail.testing.parts import Parts, parts
 from tasktrail.testing.scenario import ANA, authority, create
+from tasktrail.testing.waiting import until
 
 SOON_S = 20.0
 HASH = "h" * 43
@@ -71,16 +72,6 @@ def revoked(made: str = "r1", **members: str) -> PrincipalRevoked:
 
 def activated(text: str, version: str = "v2") -> PolicyActivated:
     return PolicyActivated(at_ms=1, version=version, sha256=f"of {version}", schema_sha256="", text=text, reason="test")
-
-
-async def until(what: str, holds: Callable[[], object]) -> None:
-    """Wait for a condition; fail with what was seen."""
-    try:
-        async with asyncio.timeout(SOON_S):
-            while not holds():  # noqa: ASYNC110 - a condition with a bound
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        pytest.fail(f"{what}: not within {SOON_S:g} s; seen last: {holds()!r}")
 
 
 def entry_of(*events: GovernanceEvent | QueryRun, made: str = "e" * 40, tenant: str = "_") -> bytes:
@@ -198,10 +189,10 @@ async def test_a_revocation_reaches_other_processes(one: Parts, fresh_nats: Nats
         for number in range(50):
             await one.governance.record(revoked(f"r{number}", kind="client", client_id=f"cli-{number}"), OPERATOR)
             who = Binding(tenant="acme", iss="", sub="", client_id=f"cli-{number}")
-            await until("the other process", partial(two.governance.revocations.naming, who))
+            await until(partial(two.governance.revocations.naming, who), what="the other process")
         lift = RevocationLifted(at_ms=2, revocation="r7", reason="mistaken")
         await two.governance.record(lift, OPERATOR)
-        await until("the first process", lambda: one.governance.revocations.get("r7") is None)
+        await until(lambda: one.governance.revocations.get("r7") is None, what="the first process")
         assert len(one.governance.revocations) == len(two.governance.revocations) == 49
 
 
@@ -256,7 +247,7 @@ async def test_listeners_are_told_of_what_any_process_records_but_not_of_the_pas
         two.governance.on_change += [failing, listener]
         await one.governance.record(revoked("new"), OPERATOR)
         await two.governance.record(revoked("own"), OPERATOR)
-        await until("both", lambda: len(told) == 2)
+        await until(lambda: len(told) == 2, what="both")
         assert told == [revoked("new"), revoked("own")]
 
 
@@ -268,10 +259,10 @@ async def test_it_goes_on_after_the_broker_was_killed(one: Parts, fresh_nats: Na
             fresh_nats.restart()
             made = f"after {number}"
             event = revoked(made, kind="client", client_id=made)
-            await until("both connected", lambda: one.nc.is_connected and two.nc.is_connected)
+            await until(lambda: one.nc.is_connected and two.nc.is_connected, what="both connected")
             await one.governance.record(event, OPERATOR)
-            await until("the other process", partial(two.governance.revocations.get, made))
-            await until("the first, as followed", lambda: one.governance.ready and two.governance.ready)
+            await until(partial(two.governance.revocations.get, made), what="the other process")
+            await until(lambda: one.governance.ready and two.governance.ready, what="the first, as followed")
 
 
 async def test_it_goes_on_when_its_consumer_was_deleted(one: Parts) -> None:
@@ -279,7 +270,7 @@ async def test_it_goes_on_when_its_consumer_was_deleted(one: Parts) -> None:
         await one.js.delete_consumer(TRAIL, consumer.name)
     position = one.governance.position
     await one.governance.record(revoked(), OPERATOR)
-    await until("followed again", lambda: one.governance.position > position and one.governance.ready)
+    await until(lambda: one.governance.position > position and one.governance.ready, what="followed again")
 
 
 async def test_an_entry_that_no_key_of_ours_signed_governs_nothing(one: Parts) -> None:
@@ -331,7 +322,7 @@ async def test_a_revocation_signed_by_a_newer_key_holds_where_only_the_older_one
         assert two.keyring.kid != one.keyring.kid
         await announce(two, two.keyring.oldest())
         await two.governance.record(revoked(), OPERATOR)
-        await until("the process with the older key", lambda: one.governance.revocation(caller()))
+        await until(lambda: one.governance.revocation(caller()), what="the process with the older key")
     async with another(one, fresh_nats) as three:  # and at its start
         assert three.governance.revocation(caller()) is not None
         assert three.governance.rejected == one.governance.rejected == 0
@@ -366,10 +357,10 @@ async def test_nothing_is_decided_while_it_cannot_be_told_whose_key_it_is(
         with monkeypatch.context() as broken:
             broken.setattr(one.js, "get_last_msg", unanswered)
             await two.governance.record(revoked(), OPERATOR)
-            await until("unready", lambda: not one.governance.ready)
+            await until(lambda: not one.governance.ready, what="unready")
             assert one.governance.revocation(caller()) is None
-        await until("ready again", lambda: one.governance.ready)
-        await until("and in force", lambda: one.governance.revocation(caller()))
+        await until(lambda: one.governance.ready, what="ready again")
+        await until(lambda: one.governance.revocation(caller()), what="and in force")
 
 
 async def test_a_copy_of_an_earlier_entry_governs_nothing(one: Parts) -> None:
@@ -380,7 +371,7 @@ async def test_a_copy_of_an_earlier_entry_governs_nothing(one: Parts) -> None:
     await one.governance.record(revoked(), OPERATOR)
     headers = {name: value for name, value in (lift.headers or {}).items() if name in {KEY_ID, SIGNATURE}}
     await put(one.js, lift.data or b"", headers)
-    await until("the copy is seen", lambda: one.governance.rejected)
+    await until(lambda: one.governance.rejected, what="the copy is seen")
     assert one.governance.revocation(caller()) is not None
 
 
@@ -388,7 +379,7 @@ async def test_an_event_of_a_newer_version_is_kept_out_of_the_way(one: Parts) ->
     known = entry_of(revoked("known"))
     body = known.replace(b'"events":[', b'"events":[{"type":"ContinentRevoked","at_ms":1},')
     await put(one.js, body, {KEY_ID: one.keyring.kid, SIGNATURE: one.keyring.sign(body)})
-    await until("the known one", lambda: one.governance.revocations.get("known"))
+    await until(lambda: one.governance.revocations.get("known"), what="the known one")
     assert one.governance.rejected == 0
 
 
@@ -399,7 +390,7 @@ async def test_an_activated_policy_decides_in_every_process(one: Parts, fresh_na
     async with another(one, fresh_nats) as two:
         await one.governance.record(activated(text), OPERATOR)
         assert one.policies.version == "v2"
-        await until("the other process", lambda: two.policies.version == "v2")
+        await until(lambda: two.policies.version == "v2", what="the other process")
         assert two.policies.decide(Action.CANCEL, caller(), about=state.task).reason == "nobody-cancels"
         found = two.governance.policy("of v2")
         assert found is not None
@@ -418,7 +409,7 @@ async def test_a_policy_that_this_version_cannot_read_denies_everything_until_an
         for at in (one, two):
             assert at.policies.decide(Action.GET, caller(), about=state.task).reason == UNREADABLE
         await two.governance.record(activated(shipped(), "v3"), OPERATOR)
-        await until("both", lambda: one.policies.version == two.policies.version == "v3")
+        await until(lambda: one.policies.version == two.policies.version == "v3", what="both")
     await one.governance.record(activated("unreadable, but not the last", "v4"), OPERATOR)
     await one.governance.record(activated(shipped(), "v5"), OPERATOR)
     async with another(one, fresh_nats) as three:
@@ -435,4 +426,4 @@ async def test_nothing_is_decided_when_the_trail_cannot_be_read(
         await late.start()
     assert not late.ready
     fresh_nats.restart()
-    await until("connected, so that it can be closed", lambda: one.nc.is_connected)
+    await until(lambda: one.nc.is_connected, what="connected, so that it can be closed")

@@ -22,7 +22,6 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import ObjectMeta
-from tests.mcp.serving import until
 from tests.services.nats_keys import USER, Key, private, server
 
 from tasktrail.events.facts import PayloadShredded, TaskCreated
@@ -40,6 +39,7 @@ from tasktrail.testing.feeding import Json, asked, caller, creation
 from tasktrail.testing.fleet import fleet
 from tasktrail.testing.rebuild import Book
 from tasktrail.testing.service import UpProcess
+from tasktrail.testing.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

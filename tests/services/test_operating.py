@@ -1,6 +1,5 @@
 """What operators may order, and what becomes of it. Source: issue "Authority"; A1, A9, M7, P5, R3."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.services.operation import OLGA, OMAR, Operation, operation, until
+from tests.services.operation import OLGA, OMAR, Operation, operation
 from tests.services.orders import complete, ref_of
 
 from tasktrail.events.authority import Binding, BindingMode, Level, Standing, Trigger
@@ -49,6 +48,7 @@ from tasktrail.services.settings import Settings
 from tasktrail.testing.nats import NatsServer
 from tasktrail.testing.parts import Clock, stored
 from tasktrail.testing.scenario import ANA, NOW_MS, TTL_MS, authority
+from tasktrail.testing.waiting import until
 
 A, B = ref_of("a"), ref_of("b")
 BEN = Binding(tenant="acme", iss=ANA.iss, sub="ben", client_id="desk")
@@ -131,10 +131,7 @@ async def test_a_revoked_handle_opens_nothing_and_its_work_is_stopped(one: Opera
     [(entry, event)] = await one.events(HandleRevoked)
     assert revoked.became is not None
     assert (entry.id, entry.task_ref, event) == (revoked.entry, A, HandleRevoked(at_ms=NOW_MS, reason=WHY))
-    async with asyncio.timeout(30):
-        while not (found := await one.events(CancelRequested)):  # noqa: ASYNC110 - the trail does not tell
-            await asyncio.sleep(0.01)
-    [(_, requested)] = found
+    [(_, requested)] = await until(lambda: one.events(CancelRequested), what="a request to cancel")
     assert msgspec.structs.asdict(requested)["cause"] == "handle_revoked"
     opened = judged("h", await one.task(A), ANA, refused=None, right="get", now_ms=NOW_MS)
     assert opened.rule is Rule.HANDLE_REVOKED
@@ -190,7 +187,7 @@ async def test_the_inventory_shows_owner_rights_age_end_and_standing(fresh_nats:
         await two.make(B, BEN)
         grant = GrantOrder(task=A, iss=BEN.iss, sub="ben", mode=BindingMode.USER, rights=("get",), reason=WHY)
         granted = await two.operating.grant(grant, OLGA)
-        await until("the grant", lambda: (handle := two.inventory.get(A)) and handle.grants)
+        await until(lambda: (handle := two.inventory.get(A)) and handle.grants, what="the grant")
         two.inventory.accessed(A, NOW_MS + 1)
         clock.advance(6_000)
         [shown] = await two.operating.handles(HandleFilter(lapsed=True), 10, OLGA)
@@ -215,7 +212,7 @@ async def test_the_inventory_shows_owner_rights_age_end_and_standing(fresh_nats:
             assert {shown.task_ref for shown in await two.operating.handles(wanted, 10, OLGA)} == refs, wanted
         clock.advance(TTL_MS)
         await two.do(A, ExpireTask(id="end"))
-        await until("the expired one is gone", lambda: two.inventory.get(A) is None)
+        await until(lambda: two.inventory.get(A) is None, what="the expired one is gone")
 
 
 async def test_tasks_are_stopped_in_bulk_each_with_its_evidence(one: Operation) -> None:

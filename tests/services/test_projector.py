@@ -29,6 +29,7 @@ from tasktrail.testing.memory import folded
 from tasktrail.testing.nats import NatsServer
 from tasktrail.testing.parts import Parts, parts, stored
 from tasktrail.testing.scenario import authority, create, sealed
+from tasktrail.testing.waiting import until
 
 SOON_S = 20.0
 POSITION = f"$KV.{CURRENT}._position"
@@ -66,19 +67,9 @@ async def projecting(
         await projector.stop()
 
 
-async def until(what: str, holds: Callable[[], object]) -> None:
-    """Wait for a condition; fail with what was seen."""
-    try:
-        async with asyncio.timeout(SOON_S):
-            while not holds():  # noqa: ASYNC110 - a condition with a bound
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        pytest.fail(f"{what}: not within {SOON_S:g} s")
-
-
 async def caught_up(at: Parts, projector: Projector) -> None:
     last = (await at.js.stream_info(TRAIL)).state.last_seq
-    await until(f"position {last}", lambda: projector.position >= last)
+    await until(lambda: projector.position >= last, what=f"position {last}")
 
 
 async def bucket(at: Parts) -> dict[str, bytes]:
@@ -155,9 +146,11 @@ async def test_a_bucket_deleted_while_it_runs_comes_back(one: Parts, fresh_nats:
         if writing is not None:
             await writing
         wanted = await rebuilt(one)
-        async with asyncio.timeout(SOON_S):
-            while await bucket(one) != wanted:  # noqa: ASYNC110 - a condition with a bound
-                await asyncio.sleep(0.01)
+
+        async def is_rebuilt() -> bool:
+            return await bucket(one) == wanted
+
+        await until(is_rebuilt, what="the bucket")
         await grow(one, "c")
         await caught_up(one, projector)
         assert await bucket(one) == await rebuilt(one)
@@ -217,7 +210,7 @@ async def test_two_projectors_at_once_never_let_a_state_go_back(one: Parts, fres
         await caught_up(one, second)
         assert await bucket(one) == await rebuilt(one)
     last = (await one.js.stream_info(trail.KV_STREAM)).state.last_seq
-    await until(f"message {last}", lambda: written and written[-1].metadata.sequence.stream >= last)
+    await until(lambda: written and written[-1].metadata.sequence.stream >= last, what=f"message {last}")
     highest: dict[str, int] = {}
     for message in written:
         if message.subject != POSITION:
@@ -302,7 +295,7 @@ async def test_nothing_is_skipped_while_the_bucket_takes_nothing(one: Parts, fre
         position = projector.position
         await limit((await one.js.stream_info(trail.KV_STREAM)).state.messages)
         await do(one, create())
-        await until("a failure", lambda: projector.failure)
+        await until(lambda: projector.failure, what="a failure")
         await do(one, decide.ReportStatus(id="r", message=sealed("message")))
         await do(one, create(), ref_of("another"))
         assert projector.position == position

@@ -36,6 +36,7 @@ from tasktrail.services.timers import TimerStream
 from tasktrail.testing.nats import NatsCluster, NatsServer
 from tasktrail.testing.parts import Clock, Parts, parts, stored
 from tasktrail.testing.scenario import TTL_MS, authority, create
+from tasktrail.testing.waiting import until
 
 RETENTION_MS = 1_000
 SOON_S = 20.0
@@ -112,26 +113,21 @@ def on_disk(server: NatsServer, needle: bytes) -> list[str]:
     return [path.name for path in paths if needle in path.read_bytes()]
 
 
-async def until(at: Parts, ref: str, holds: Callable[[Task], bool]) -> State:
+async def task_once(at: Parts, ref: str, holds: Callable[[Task], bool]) -> State:
     """The task once this holds."""
-    state = None
-    try:
-        async with asyncio.timeout(SOON_S):
-            while True:
-                state = await at.states.of(TENANT, ref)
-                if state is not None and holds(state.task):
-                    return state
-    except TimeoutError:
-        pytest.fail(f"not within {SOON_S:g} s; seen last: {state and state.task}")
+
+    async def found() -> State | None:
+        state = await at.states.of(TENANT, ref)
+        return state if state is not None and holds(state.task) else None
+
+    return await until(found, what="the task")
 
 
 async def until_erased(at: Parts, server: NatsServer, key: bytes) -> None:
     try:
-        async with asyncio.timeout(SOON_S):
-            while on_disk(server, key):  # noqa: ASYNC110 - the broker's files
-                await asyncio.sleep(0.01)
+        await until(lambda: not on_disk(server, key), what="the key's bytes")
     except TimeoutError:
-        pytest.fail(f"not within {SOON_S:g} s; the key is in {on_disk(server, key)}; {await at.js.stream_info(TIMERS)}")
+        pytest.fail(f"the key is in {on_disk(server, key)}; {await at.js.stream_info(TIMERS)}")
 
 
 async def chain_of(at: Parts, ref: str) -> Task:
@@ -161,7 +157,7 @@ async def test_when_the_retention_is_over_the_key_is_gone_from_every_file_and_th
                 info = await one.js.consumer_info(TIMERS, "timekeeper")
         assert on_disk(fresh_nats, key)
         clock.advance(1)
-        await until(one, ref, lambda task: task.shredded_at_ms is not None)
+        await task_once(one, ref, lambda task: task.shredded_at_ms is not None)
         await until_erased(one, fresh_nats, key)
     assert on_disk(fresh_nats, kept), "another task's key stays"
     task = await chain_of(one, ref)
@@ -244,9 +240,7 @@ async def test_a_crash_between_the_entry_and_the_destruction_is_repaired(
     state = await expired_task(one, clock)
     key = await wrapped(one, state.task_ref)
     async with keeping(one, state) as keeper:
-        async with asyncio.timeout(SOON_S):
-            while not keeper.ready:  # noqa: ASYNC110 - it has no event to wait for
-                await asyncio.sleep(0.001)
+        await until(lambda: keeper.ready, what="the timekeeper")
     clock.advance(RETENTION_MS)
     half = await submit(one, state.task_ref, decide.ShredPayload(id="half", reason="retention"))
     assert on_disk(fresh_nats, key)
@@ -264,9 +258,11 @@ async def test_a_crash_between_the_entry_and_the_destruction_is_repaired(
 
 async def until_none_is_set(at: Parts, keeper: Timekeeper) -> None:
     """What was set has fired, and was dealt with."""
-    async with asyncio.timeout(SOON_S):
-        while not keeper.ready or (await at.js.stream_info(TIMERS)).state.messages:  # noqa: ASYNC110 - the broker's
-            await asyncio.sleep(0.001)
+
+    async def none_is_set() -> bool:
+        return keeper.ready and not (await at.js.stream_info(TIMERS)).state.messages
+
+    await until(none_is_set, what="the timers")
 
 
 def hold(made: str, by: str, name: str = "case 7") -> decide.PlaceHold:
@@ -294,7 +290,7 @@ async def test_a_hold_stops_it_and_only_another_person_ends_the_hold(
         assert on_disk(fresh_nats, key)
         await one.vault.key(ref)
         keeper.observe((await submit(one, ref, release("r2", "ben"))).state)
-        await until(one, ref, lambda task: task.shredded_at_ms is not None)
+        await task_once(one, ref, lambda task: task.shredded_at_ms is not None)
         await until_erased(one, fresh_nats, key)
     kinds = [type(event) for message in await stored(one.js) for event in message.entry.events]
     assert kinds.index(HoldReleased) < kinds.index(PayloadShredded)
@@ -312,9 +308,7 @@ async def test_a_timer_that_another_timekeeper_dropped_under_a_hold_is_set_again
     ref = state.task_ref
     await TimerStream(one.nc, one.js).place()
     async with keeping(one, state) as first:
-        async with asyncio.timeout(SOON_S):
-            while not first.ready:  # noqa: ASYNC110 - it has no event to wait for
-                await asyncio.sleep(0.001)
+        await until(lambda: first.ready, what="the timekeeper")
     held = (await submit(one, ref, hold("h", "ana"))).state
     clock.advance(RETENTION_MS)
     async with keeping(one, held) as second:
@@ -323,7 +317,7 @@ async def test_a_timer_that_another_timekeeper_dropped_under_a_hold_is_set_again
     first.observe((await submit(one, ref, release("r", "ben"))).state)
     await first.start()
     try:
-        await until(one, ref, lambda task: task.shredded_at_ms is not None)
+        await task_once(one, ref, lambda task: task.shredded_at_ms is not None)
     finally:
         await first.stop()
 
@@ -411,13 +405,9 @@ async def test_a_replicated_key_is_erased_on_every_node(nats_cluster: NatsCluste
                 str(path) for path in root.glob(f"*/jetstream/*/streams/{KEYS}/**/*.blk") if key in path.read_bytes()
             ]
 
-        async with asyncio.timeout(SOON_S):
-            while len(kept()) < 3:  # noqa: ASYNC110 - followers store it when they do
-                await asyncio.sleep(0.01)
+        await until(lambda: len(kept()) >= 3, what="three copies")
         assert await shredder_of(one).shred(state)
-        async with asyncio.timeout(SOON_S):
-            while kept():  # noqa: ASYNC110 - followers erase it when they do
-                await asyncio.sleep(0.01)
+        await until(lambda: not kept(), what="the copies are erased")
         with pytest.raises(SealError, match="destroyed"):
             await Vault(one.js, one.keyring).key(state.task_ref)
         assert TaskExpired in [type(event) for message in await stored(one.js) for event in message.entry.events]

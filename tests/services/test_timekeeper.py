@@ -36,6 +36,7 @@ from tasktrail.services.timekeeper import Timekeeper
 from tasktrail.testing.nats import NatsCluster, NatsServer
 from tasktrail.testing.parts import Clock, Parts, parts, stored
 from tasktrail.testing.scenario import TTL_MS, create
+from tasktrail.testing.waiting import until
 
 GRACE_MS = 500
 SOON_S = 20.0
@@ -82,23 +83,18 @@ def lapsed(_task: Task) -> Standing:
     return Standing.LAPSED
 
 
-async def until(at: Parts, holds: Callable[[State], bool], ref: str = REF) -> State:
+async def task_once(at: Parts, holds: Callable[[State], bool], ref: str = REF) -> State:
     """The task once this holds."""
-    state = None
-    try:
-        async with asyncio.timeout(SOON_S):
-            while True:
-                state = await at.states.of(TENANT, ref)
-                if state is not None and holds(state):
-                    return state
-    except TimeoutError:
-        pytest.fail(f"not within {SOON_S:g} s; seen last: {state and state.task}")
+
+    async def found() -> State | None:
+        state = await at.states.of(TENANT, ref)
+        return state if state is not None and holds(state) else None
+
+    return await until(found, what="the task")
 
 
 async def until_ready(keeper: Timekeeper) -> None:
-    async with asyncio.timeout(SOON_S):
-        while not keeper.ready:  # noqa: ASYNC110 - it has no event to wait for
-            await asyncio.sleep(0.001)
+    await until(lambda: keeper.ready, what="the timekeeper")
 
 
 async def set_so_far(at: Parts) -> int:
@@ -136,7 +132,7 @@ async def test_a_live_task_ends_and_expires_in_one_entry_by_the_timers_own_autho
     made = await do(one, create())
     clock.advance(TTL_MS)
     async with keeping(one, made.state):
-        state = await until(one, expired)
+        state = await task_once(one, expired)
     assert (state.task.status, state.task.seq) == (Status.CANCELLED, 2)
     entry = (await written(one))[-1]
     assert entry.events == (TaskCancelled(at_ms=clock.ms, reason="ttl"), TaskExpired(at_ms=clock.ms))
@@ -156,7 +152,7 @@ async def test_a_finished_task_only_expires(one: Parts, clock: Clock) -> None:
     done = await do(one, complete())
     clock.advance(TTL_MS)
     async with keeping(one, done.state):
-        state = await until(one, expired)
+        state = await task_once(one, expired)
     assert state.task.status is Status.COMPLETED
     assert (await written(one))[-1].events == (TaskExpired(at_ms=clock.ms),)
 
@@ -168,7 +164,7 @@ async def test_a_cancellation_that_nobody_confirms_ends_the_task_after_its_grace
     asked = await do(one, decide.CancelTask(id="c"))
     clock.advance(GRACE_MS)
     async with keeping(one, asked.state):
-        state = await until(one, lambda state: state.task.status.terminal)
+        state = await task_once(one, lambda state: state.task.status.terminal)
     assert state.task.status is Status.CANCELLED
     assert (await written(one))[-1].events == (TaskCancelled(at_ms=clock.ms, reason="unconfirmed"),)
 
@@ -184,8 +180,8 @@ async def test_a_confirmed_cancellation_is_left_alone(one: Parts, clock: Clock) 
     async with keeping(one, asked.state) as keeper:
         clock.advance(TTL_MS)
         keeper.observe(other.state)
-        await until(one, expired, ref_of("due"))
-        await until(one, expired)
+        await task_once(one, expired, ref_of("due"))
+        await task_once(one, expired)
     reasons = [getattr(event, "reason", "") for entry in await written(one) for event in entry.events]
     assert [reason for reason in reasons if reason] == ["requested", "ttl"]
 
@@ -197,11 +193,11 @@ async def test_nothing_happens_before_its_time_whatever_the_brokers_clock_says(o
     due = await do(one, create(), ref_of("due"))
     clock.advance(TTL_MS)
     async with keeping(one, late.state, due.state):
-        await until(one, expired, ref_of("due"))
+        await task_once(one, expired, ref_of("due"))
         await tried_since(one, await tried_since(one, 0))
         assert len(await written(one)) == 3
         clock.advance(1)
-        await until(one, expired)
+        await task_once(one, expired)
     assert len(await written(one)) == 4
 
 
@@ -235,7 +231,7 @@ async def test_a_task_that_ends_has_its_expiry_moved_to_the_end_of_its_retention
         assert str(made.state.task.created_at_ms + long_ms).encode() in (pending.data or b"")
         done = await do(one, complete())
         keeper.observe(done.state)
-        state = await until(one, expired)
+        state = await task_once(one, expired)
         with pytest.raises(NotFoundError):
             await one.js.get_last_msg(TIMERS, f"timer.1.pending.expire.{REF}")
     assert (state.task.status, state.task.expires_at_ms) == (Status.COMPLETED, done.state.task.last_updated_at_ms)
@@ -253,7 +249,7 @@ async def test_a_timer_fires_at_its_time_by_the_broker_also_after_both_were_kill
         fresh_nats.kill()
     fresh_nats.restart()
     async with parts(fresh_nats.url, tmp_path) as after, keeping(after):
-        state = await until(after, expired)
+        state = await task_once(after, expired)
         assert state.task.expired_at_ms is not None
         assert state.task.expired_at_ms >= made.state.task.expires_at_ms
         assert len(await written(after)) == 2
@@ -308,7 +304,7 @@ async def test_a_stream_of_timers_deleted_at_run_time_comes_back_with_its_timers
         await until_ready(keeper)
         await one.js.delete_stream(TIMERS)
         clock.advance(TTL_MS)
-        await until(one, expired)
+        await task_once(one, expired)
 
 
 @pytest.mark.requirement("T1")
@@ -339,7 +335,7 @@ async def test_more_timers_than_may_wait_are_read_back_from_the_bucket(
         for state in states:
             keeper.observe(state)
         for ref in refs:
-            await until(one, expired, ref)
+            await task_once(one, expired, ref)
 
 
 @pytest.mark.requirement("L1")
@@ -358,10 +354,12 @@ async def test_what_is_no_timer_is_dropped(one: Parts, clock: Clock) -> None:
     made = await do(one, create())
     clock.advance(TTL_MS)
     async with keeping(one, made.state) as keeper:
-        await until(one, expired)
-        async with asyncio.timeout(SOON_S):
-            while not keeper.ready or (await one.js.stream_info(TIMERS)).state.messages > 1:  # noqa: ASYNC110 - the broker's
-                await asyncio.sleep(0.001)
+        await task_once(one, expired)
+
+        async def only_one_is_left() -> bool:
+            return keeper.ready and (await one.js.stream_info(TIMERS)).state.messages <= 1
+
+        await until(only_one_is_left, what="the timers")
 
 
 @pytest.mark.requirement("L1", "L8")
@@ -382,7 +380,7 @@ async def test_after_a_restart_the_timers_are_read_back_from_the_bucket(
     clock.advance(TTL_MS)
     async with parts(fresh_nats.url, tmp_path, clock, one.settings) as again, keeping(again):
         for ref in (REF, ref_of("asked"), ref_of("stale")):
-            await until(again, expired, ref)
+            await task_once(again, expired, ref)
     ends = [(entry.task_ref, type(event).__name__) for entry in await written(one) for event in entry.events]
     assert ends.count((ref_of("stale"), "TaskExpired")) == 1
     assert (ref_of("stale"), "TaskCancelled") not in ends
@@ -397,7 +395,7 @@ async def test_states_of_an_earlier_format_are_folded_from_the_trail(
     await bucket(one, msgspec.structs.replace(made.state, format=current.FORMAT - 1))
     clock.advance(TTL_MS)
     async with parts(fresh_nats.url, tmp_path, clock, one.settings) as again, keeping(again):
-        await until(again, expired)
+        await task_once(again, expired)
 
 
 @pytest.mark.requirement("L1", "T1")
@@ -414,7 +412,7 @@ async def test_several_timekeepers_end_a_task_once(
             other = await stack.enter_async_context(parts(fresh_nats.url, tmp_path, clock, one.settings))
             await stack.enter_async_context(keeping(other, *states))
         for ref in refs:
-            await until(one, expired, ref)
+            await task_once(one, expired, ref)
     entries = await written(one)
     for ref in refs:
         mine = [type(event).__name__ for entry in entries if entry.task_ref == ref for event in entry.events]
@@ -429,7 +427,7 @@ async def test_many_that_fall_due_together_all_end(one: Parts, clock: Clock) -> 
     clock.advance(TTL_MS)
     async with keeping(one, *states):
         for ref in refs:
-            await until(one, expired, ref)
+            await task_once(one, expired, ref)
     assert len(await written(one)) == 2 * len(refs)
 
 
@@ -443,7 +441,7 @@ async def test_a_timer_that_the_trail_does_not_take_is_tried_again(one: Parts, c
         await tried_since(one, await tried_since(one, 0))
         assert len(await written(one)) == 1
         await full(one, -1)
-        await until(one, expired)
+        await task_once(one, expired)
 
 
 async def full(at: Parts, most: int) -> None:
@@ -474,9 +472,9 @@ async def test_a_clock_that_goes_back_does_not_keep_a_task_for_ever(
     async with keeping(one, made.state):
         await tried_since(one, await tried_since(one, 0))
         assert clock.ms < made.state.task.expires_at_ms
-        assert not expired(await until(one, lambda _: True))
+        assert not expired(await task_once(one, lambda _: True))
         clock.advance(100)
-        await until(one, expired)
+        await task_once(one, expired)
 
 
 async def test_a_task_of_no_trail_is_passed_over(one: Parts, clock: Clock) -> None:
@@ -487,5 +485,5 @@ async def test_a_task_of_no_trail_is_passed_over(one: Parts, clock: Clock) -> No
     made = await do(one, create())
     clock.advance(TTL_MS)
     async with keeping(one, gone, made.state):
-        await until(one, expired)
+        await task_once(one, expired)
     assert [entry.task_ref for entry in await written(one)] == [REF, REF]

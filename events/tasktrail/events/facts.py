@@ -320,11 +320,40 @@ class GapFound(Fact, frozen=True, kw_only=True):
 
 
 class QueryRun(Fact, frozen=True, kw_only=True):
-    """A responder read the trail's projections."""
+    """A responder read the trail's projections: by a named query, in SQL (`query` is `sql`) or as an export.
+
+    `rows` is how many were about to be shown. `parameters` never hold a task id. `case_id` names the matter.
+    """
 
     query: str
     parameters: dict[str, str]
     rows: int
+    case_id: str = ""
+
+
+class BundleExported(Fact, frozen=True, kw_only=True):
+    """Evidence was handed out: a bundle of `entries` entries, whose bytes have this hex SHA-256.
+
+    `scope` says what was asked for, in `parameters`; `tree_size` is the checkpoint's that it is proved by.
+    """
+
+    bundle_sha256: str
+    scope: str
+    parameters: dict[str, str]
+    entries: int
+    tree_size: int
+    case_id: str = ""
+    reason: str
+
+
+class PayloadUnsealed(Fact, frozen=True, kw_only=True):
+    """A responder was shown what is sealed: these payloads of a task, by name and by the hex SHA-256 of the blob."""
+
+    task_ref: str
+    payloads: tuple[str, ...]
+    sha256: tuple[str, ...]
+    case_id: str = ""
+    reason: str
 
 
 class PolicyActivated(Fact, frozen=True, kw_only=True):
@@ -397,7 +426,9 @@ TaskEvent: TypeAlias = (
 AccessEvent: TypeAlias = TaskPolled | ResultDisclosed | SubscriptionOpened | SubscriptionClosed
 """Events on a task's access subject: who looked, without contending with its transitions."""
 
-ControlEvent: TypeAlias = AccessDenied | KeyActivated | GapFound | QueryRun | EntryRejected
+ControlEvent: TypeAlias = (
+    AccessDenied | KeyActivated | GapFound | QueryRun | BundleExported | PayloadUnsealed | EntryRejected
+)
 """Events of the service as a whole."""
 
 GovernanceEvent: TypeAlias = PolicyActivated | PrincipalRevoked | RevocationLifted

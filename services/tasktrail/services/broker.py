@@ -6,9 +6,9 @@ Guarantees:
 - On Linux the child is killed by the kernel when this process ends in any way. Elsewhere an orphan keeps running until
   it is ended by hand; the lock then says its process id.
 - An acknowledged message is on disk (`sync_interval: always`), and a store left by `kill -9` starts again.
-- Only two users may connect, with passwords kept in `credentials.json` (mode 0600) so that adapters can reconnect after
-  a restart: `tasktrail` may do everything, `adapter` only send commands and hear signals. Passwords are never in the
-  log or in the process's arguments.
+- Only three users may connect, with passwords kept in `credentials.json` (mode 0600) so that adapters can reconnect
+  after a restart: `tasktrail` may do everything, `adapter` only send commands and hear signals, `reader` only read.
+  Passwords are never in the log or in the process's arguments.
 
 Needs: POSIX, and a nats-server whose JetStream API level is 4 or more (`require_api_level`).
 
@@ -38,7 +38,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypedDict
+from typing import Any, NamedTuple, Self, TypedDict
 from urllib.parse import urlsplit
 
 import msgspec
@@ -133,7 +133,7 @@ class ConnectOptions(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """One of the broker's two users. Its replies arrive under `<inbox_prefix>.>`."""
+    """One of the broker's three users. Its replies arrive under `<inbox_prefix>.>`."""
 
     user: str
     password: str = field(repr=False)
@@ -144,18 +144,34 @@ class Login:
         return ConnectOptions(servers=[url], user=self.user, password=self.password, inbox_prefix=self.inbox_prefix)
 
 
+class Logins(NamedTuple):
+    """Every user of the broker."""
+
+    service: Login
+    adapter: Login
+    reader: Login
+
+
+_USERS = ("tasktrail", "adapter", "reader")
+_READ = ("TRAIL", "KV_CURRENT")
+_READS = (("STREAM.INFO", ""), ("CONSUMER.CREATE", ".>"), ("CONSUMER.MSG.NEXT", ".>"), ("CONSUMER.DELETE", ".>"))
+"""What reading a stream by a consumer of one's own takes."""
+
+
 class Broker:
     """One running nats-server; made by `Broker.start`. Also a context manager, which stops it."""
 
-    def __init__(self, child: "subprocess.Popen[bytes]", port: int, login: Login, adapter: Login, lock: int) -> None:
+    def __init__(self, child: "subprocess.Popen[bytes]", port: int, logins: "Logins", lock: int) -> None:
         """Take over a ready child and the descriptor of its store's lock."""
         self._child = child
         self._lock: int | None = lock
         self.port = port
-        self.login = login
+        self.login = logins.service
         """May do everything: the service's own user."""
-        self.adapter = adapter
+        self.adapter = logins.adapter
         """May publish `tasktrail.cmd.>` and subscribe `tasktrail.signal.>` and its own inbox: for MCP servers."""
+        self.reader = logins.reader
+        """May read the trail and the current states, and write nowhere: for `tasktrail verify` and `replay`."""
 
     @classmethod
     def start(  # noqa: PLR0913 - settings of the server, all but one with a default
@@ -188,8 +204,8 @@ class Broker:
             msg = f"the broker cannot use {store_dir}: {error}"
             raise BrokerFailed(msg) from error
         try:
-            login, adapter = _logins(store_dir / "credentials.json")
-            _write_private(store_dir / "nats.conf", _configuration(server_name, port, sync_interval, login, adapter))
+            logins = _logins(store_dir / "credentials.json")
+            _write_private(store_dir / "nats.conf", _configuration(server_name, port, sync_interval, logins))
             child, port = _run(executable, store_dir, lock, ready_within_s)
         except BaseException as error:
             os.close(lock)
@@ -197,7 +213,7 @@ class Broker:
                 msg = f"the broker cannot start on {store_dir}: {error}"
                 raise BrokerFailed(msg) from error
             raise
-        return cls(child, port, login, adapter, lock)
+        return cls(child, port, logins, lock)
 
     @property
     def url(self) -> str:
@@ -226,6 +242,10 @@ class Broker:
     def adapter_connect_options(self) -> ConnectOptions:
         """Return the keyword arguments for `nats.connect` of a connected MCP server."""
         return self.adapter.connect_options(self.url)
+
+    def reader_connect_options(self) -> ConnectOptions:
+        """Return the keyword arguments for `nats.connect` of who only reads."""
+        return self.reader.connect_options(self.url)
 
     def is_alive(self) -> bool:
         """Whether the child still runs."""
@@ -383,26 +403,28 @@ def _write_private(path: Path, content: bytes) -> None:
     new.replace(path)
 
 
-def _logins(path: Path) -> tuple[Login, Login]:
-    """Return the service's and the adapter's login, with the passwords of `path`, made at the first start."""
+def _logins(path: Path) -> Logins:
+    """Return everybody's login, with the passwords of `path`, made at the first start; a new user's at the next."""
     if not path.exists():
-        made = {user: secrets.token_urlsafe(32) for user in ("tasktrail", "adapter")}
-        _write_private(path, json.dumps(made).encode())
+        _write_private(path, json.dumps({user: secrets.token_urlsafe(32) for user in _USERS}).encode())
     advice = f"Delete {path}: new passwords are made at the next start, and adapters need the new one."
     if (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
         msg = f"other users may have read the broker's passwords, {path.name} has mode {mode:04o}. {advice}"
         raise BrokerFailed(msg)
     try:
         passwords = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
-        tasktrail, adapter = passwords["tasktrail"], passwords["adapter"]
+        if "reader" not in passwords:
+            passwords["reader"] = secrets.token_urlsafe(32)
+            _write_private(path, json.dumps(passwords).encode())
+        return Logins(*(Login(user, passwords[user], f"_INBOX_{user}") for user in _USERS))
     except (msgspec.MsgspecError, KeyError) as error:
         msg = f"{path.name} is damaged. {advice}"
         raise BrokerFailed(msg) from error
-    return Login("tasktrail", tasktrail, "_INBOX_tasktrail"), Login("adapter", adapter, "_INBOX_adapter")
 
 
-def _configuration(server_name: str, port: int, sync_interval: str, login: Login, adapter: Login) -> bytes:
+def _configuration(server_name: str, port: int, sync_interval: str, logins: Logins) -> bytes:
     """Return the server's configuration: JSON, which it reads. Paths are relative to the store: none needs escaping."""
+    login, adapter, reader = logins
     settings: dict[str, Any] = {
         "server_name": server_name,
         "listen": f"{_HOST}:{port or -1}",
@@ -422,6 +444,16 @@ def _configuration(server_name: str, port: int, sync_interval: str, login: Login
                     "permissions": {
                         "publish": {"allow": ["tasktrail.cmd.>"]},
                         "subscribe": {"allow": [f"{adapter.inbox_prefix}.>", "tasktrail.signal.>"]},
+                    },
+                },
+                {
+                    "user": reader.user,
+                    "password": reader.password,
+                    "permissions": {
+                        "publish": {
+                            "allow": [f"$JS.API.{api}.{stream}{rest}" for stream in _READ for api, rest in _READS]
+                        },
+                        "subscribe": {"allow": [f"{reader.inbox_prefix}.>"]},
                     },
                 },
             ]

@@ -46,6 +46,7 @@ from tasktrail.events.facts import (
 from tasktrail.events.subjects import ANONYMOUS_TENANT, GENERATION, TRAIL, control_subject, governance_subject
 from tasktrail.services.access.policy import Policies
 from tasktrail.services.ending import end
+from tasktrail.services.fetching import fetch
 from tasktrail.services.ledger import Ledger, note_id
 from tasktrail.services.revocations import Alias, Revocation, Revocations, revocation_of
 
@@ -272,7 +273,7 @@ class Governance:
                 if not left:
                     self._reached_the_end()
                 try:
-                    messages = await consumer.fetch(max(1, min(FETCH, left)), timeout=LISTEN_S)
+                    messages = await fetch(consumer, max(1, min(FETCH, left)), timeout_s=LISTEN_S)
                 except TimeoutError:
                     if self._nc.stats["reconnects"] != reconnects:
                         message = "the connection to the broker was made anew"
@@ -311,7 +312,7 @@ class Governance:
         try:
             left = (await consumer.consumer_info()).num_pending or 0
             while self._learned < last:
-                for one in await consumer.fetch(max(1, min(FETCH, left)), timeout=LEARNT_WITHIN_S):
+                for one in await fetch(consumer, max(1, min(FETCH, left)), timeout_s=LEARNT_WITHIN_S):
                     delivered += 1
                     if one.metadata.sequence.consumer != delivered:
                         message = f"entries went astray before sequence {one.metadata.sequence.stream}"

@@ -64,6 +64,7 @@ from tasktrail.services.shredder import Shredder
 from tasktrail.services.states import States
 from tasktrail.services.sweeper import Sweeper
 from tasktrail.services.timekeeper import Timekeeper
+from tasktrail.services.trail_reading import READER_FILE
 
 _log = logging.getLogger(__name__)
 
@@ -146,9 +147,11 @@ class Service:
         self.broker = _start_broker(data / "nats", self.settings.nats_server, port)
         self._stack.callback(self._stop_broker)
         _write_private(kept, str(self.broker.port).encode())
-        adapter = self.broker.adapter_connect_options()
-        file = Connection(**adapter)
-        _write_private(data / ADAPTER_FILE, msgspec.json.encode(file))
+        for name, options in (
+            (ADAPTER_FILE, self.broker.adapter_connect_options()),
+            (READER_FILE, self.broker.reader_connect_options()),
+        ):
+            _write_private(data / name, msgspec.json.encode(Connection(**options)))
         return Connection(**self.broker.connect_options())
 
     def _stop_broker(self) -> None:

@@ -29,6 +29,7 @@ from tasktrail.events.errors import ChainBroken, TrailError
 from tasktrail.events.subjects import CURRENT, TRAIL, any_tenant_subject, is_task_ref, task_subject
 from tasktrail.projections import current
 from tasktrail.projections.current import State
+from tasktrail.services.fetching import fetch
 
 BATCH = 512
 """Entries fetched in one request when a state is folded, and states when all are read."""
@@ -139,7 +140,7 @@ class States:
         try:
             left = (await consumer.consumer_info()).num_pending or 0
             while left > 0:
-                messages = await consumer.fetch(min(BATCH, left), timeout=_FETCH_S)
+                messages = await fetch(consumer, min(BATCH, left), timeout_s=_FETCH_S)
                 left -= len(messages)
                 found = [await self._in(message) for message in messages]
                 yield [state for state in found if state is not None]

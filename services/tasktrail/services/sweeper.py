@@ -23,6 +23,7 @@ from tasktrail.events.subjects import PAYLOADS, TRAIL, is_task_ref, task_subject
 from tasktrail.events.task import Task
 from tasktrail.projections.current import State
 from tasktrail.services.ending import end
+from tasktrail.services.fetching import fetch
 from tasktrail.services.states import States
 
 _log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Sweeper:
         try:
             left = (await consumer.consumer_info()).num_pending or 0
             while left > 0:
-                messages = await consumer.fetch(min(_FETCH, left), timeout=_FETCH_S)
+                messages = await fetch(consumer, min(_FETCH, left), timeout_s=_FETCH_S)
                 left -= len(messages)
                 if any(sha256 in _digests(entries.decode(message.data)) for message in messages):
                     return True

@@ -35,6 +35,7 @@ from tasktrail.services import trail
 from tasktrail.services.access.callers import service_authority
 from tasktrail.services.access.rules import Rule, decision
 from tasktrail.services.ending import end
+from tasktrail.services.fetching import fetch
 from tasktrail.services.ledger import Ledger
 from tasktrail.services.settings import Settings
 from tasktrail.services.shredder import Shredder
@@ -225,7 +226,7 @@ class Timekeeper:
                 messages: list[Msg] = []
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(2 * _IDLE_S):
-                        messages = await subscription.fetch(AT_ONCE, timeout=_IDLE_S)
+                        messages = await fetch(subscription, AT_ONCE, timeout_s=_IDLE_S)
                 await asyncio.gather(*(self._take(message) for message in messages))
                 if not messages and not await self._timers.is_placed():
                     return

@@ -32,6 +32,7 @@ from tasktrail.services.access.policy import Policies
 from tasktrail.services.access.recorder import Recorder
 from tasktrail.services.access.work import Work
 from tasktrail.services.connection import Connection
+from tasktrail.services.fetching import fetch
 from tasktrail.services.governance import Governance
 from tasktrail.services.keyring import Keyring
 from tasktrail.services.ledger import Ledger
@@ -168,7 +169,7 @@ async def _stored(js: JetStreamContext, first: int) -> list[Stored]:
                     body=one.data,
                     headers=dict(one.headers or {}),
                 )
-                for one in await subscription.fetch(min(_FETCH, last), timeout=_FETCH_S)
+                for one in await fetch(subscription, min(_FETCH, last), timeout_s=_FETCH_S)
             ]
     finally:
         await subscription.unsubscribe()

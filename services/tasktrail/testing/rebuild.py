@@ -27,6 +27,7 @@ from tasktrail.projections import current
 from tasktrail.projections.audit.columns import Message
 from tasktrail.projections.audit.store import AuditStore
 from tasktrail.projections.current import State
+from tasktrail.services.fetching import fetch
 from tasktrail.services.keyring import Keyring
 from tasktrail.services.trail import KV_STREAM
 
@@ -106,7 +107,7 @@ async def _messages(js: JetStreamContext, stream: str, first: int, last: int) ->
     subscription = await js.pull_subscribe(">", stream=stream, config=config)
     try:
         while not found or found[-1].stream_seq < last:
-            for one in await subscription.fetch(FETCH, timeout=_READ_S):
+            for one in await fetch(subscription, FETCH, timeout_s=_READ_S):
                 headers = one.headers or {}
                 found.append(
                     Message(

@@ -2,7 +2,7 @@
 
 Written once for a release, never again; `test_golden.py` replays all copies for ever. The next release's:
 
-    uv run python tests/events/golden/history.py 0.2.0
+    uv run python tests/events/golden/history.py 0.3.0
 """
 
 import sys
@@ -187,10 +187,23 @@ async def written() -> Story:
         refs={talk: 2},
     )
     await story.note(denied_subject(TENANT), denied, stranger())
-    query = facts.QueryRun(at_ms=story.at_ms, query="timeline", parameters={"task": talk}, rows=9)
+    query = facts.QueryRun(at_ms=story.at_ms, query="timeline", parameters={"task": talk}, rows=9, case_id="IR-7")
     rejected = facts.EntryRejected(at_ms=story.at_ms, stream_seq=9, sha256="e" * 64, reason="chain_broken")
     gap = facts.GapFound(at_ms=story.at_ms, what="folded polls", since_ms=1, until_ms=2, cause="crash")
-    for event in (query, rejected, gap):
+    bundle = facts.BundleExported(
+        at_ms=story.at_ms,
+        bundle_sha256="b" * 64,
+        scope="task",
+        parameters={"task": talk},
+        entries=9,
+        tree_size=40,
+        case_id="IR-7",
+        reason="court order",
+    )
+    unsealed = facts.PayloadUnsealed(
+        at_ms=story.at_ms, task_ref=talk, payloads=("result",), sha256=("a" * 64,), case_id="IR-7", reason="leak"
+    )
+    for event in (query, rejected, gap, bundle, unsealed):
         await story.note(control_subject(TENANT), event, timer())
     await governed(story)
     story.at_ms += TTL_MS

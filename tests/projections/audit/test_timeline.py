@@ -28,10 +28,12 @@ from tasktrail.events.decide import (
 from tasktrail.events.entry import encode
 from tasktrail.events.facts import (
     SCANNED_IN_PART,
+    BundleExported,
     EntryRejected,
     Event,
     GapFound,
     KeyActivated,
+    PayloadUnsealed,
     QueryRun,
     SubscriptionClosed,
     SubscriptionOpened,
@@ -436,6 +438,17 @@ def test_the_tail_tells_control_events_too(store: AuditStore) -> None:
     events: tuple[Event, ...] = (
         KeyActivated(at_ms=NOW_MS, purpose="signing", kid="k1", algorithm="Ed25519"),
         QueryRun(at_ms=NOW_MS, query="timeline", parameters={}, rows=3),
+        BundleExported(
+            at_ms=NOW_MS,
+            bundle_sha256="b" * 64,
+            scope="task",
+            parameters={},
+            entries=1,
+            tree_size=9,
+            case_id="c1",
+            reason="court order",
+        ),
+        PayloadUnsealed(at_ms=NOW_MS, task_ref="t" * 32, payloads=("result",), sha256=("0" * 64,), reason="leak"),
         EntryRejected(at_ms=NOW_MS, stream_seq=9, sha256="0" * 64, reason="msg_id"),
         gap(NOW_MS, NOW_MS),
     )
@@ -445,6 +458,8 @@ def test_the_tail_tells_control_events_too(store: AuditStore) -> None:
     assert [step.what for step in steps] == [
         "signing key k1 is in use from here on",
         "a responder ran timeline, 3 rows",
+        "evidence of 1 entry was exported (case c1): court order",
+        "a responder was shown result unsealed: leak",
         "message 9 of the trail was not accepted: msg id",
         "folded polls may be missing: crash",
     ]

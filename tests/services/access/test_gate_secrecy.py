@@ -26,6 +26,7 @@ from tasktrail.events.subjects import kind_of
 from tasktrail.services import messages
 from tasktrail.testing.nats import NatsServer
 from tasktrail.testing.parts import Parts, parts, stored
+from tasktrail.testing.waiting import until
 
 
 class Watched:
@@ -210,9 +211,7 @@ async def test_while_the_broker_is_silent_every_request_is_answered_in_time(rig:
     finally:
         os.kill(fresh_nats.broker.pid, signal.SIGCONT)
     assert max(seconds for _, seconds in took) < IN_TIME_S, took
-    async with asyncio.timeout(30):
-        while not rig.one.governance.ready:  # noqa: ASYNC110 - nobody tells; until then requests are to come again
-            await asyncio.sleep(0.01)
+    await until(lambda: rig.one.governance.ready, what="what governs is read again")
     assert (await rig.get(made.task_id)).result
 
 

@@ -20,6 +20,7 @@ from tasktrail.services.access import recorder as module
 from tasktrail.services.access.recorder import QUIET_MS, Recorder
 from tasktrail.services.ledger import Ledger
 from tasktrail.testing.parts import Clock
+from tasktrail.testing.waiting import until
 
 
 @pytest.fixture
@@ -237,9 +238,7 @@ async def test_when_many_polls_are_folded_they_are_written_at_once(desk: Desk, m
     await recorder.start()
     for number in range(5):
         desk.poll(method=str(number))
-    async with asyncio.timeout(10):
-        while len(desk.events()) < 5:  # noqa: ASYNC110 - a condition with a bound
-            await asyncio.sleep(0.001)
+    await until(lambda: len(desk.events()) == 5, what="five entries")
     await recorder.stop()
 
 
@@ -248,14 +247,10 @@ async def test_folded_runs_are_written_by_themselves_and_at_the_stop(desk: Desk)
     """Promise 1: on the trail within a second; a stop writes what is left, also what is just being written."""
     await desk.recorder.start()
     desk.poll()
-    async with asyncio.timeout(5):
-        while not desk.events():  # noqa: ASYNC110 - a condition with a bound
-            await asyncio.sleep(0.001)
+    await until(desk.events, what="the first entry")
     desk.trail.free.clear()
     desk.poll()
-    async with asyncio.timeout(5):
-        while desk.trail.tries < 2:  # noqa: ASYNC110 - as above
-            await asyncio.sleep(0.001)
+    await until(lambda: desk.trail.tries == 2, what="the second try")
     desk.poll()
     stopping = asyncio.create_task(desk.recorder.stop())
     await asyncio.sleep(0)

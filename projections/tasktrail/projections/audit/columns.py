@@ -17,6 +17,7 @@ from tasktrail.events.entry import Entry
 from tasktrail.events.facts import (
     AccessDenied,
     AuthorityChanged,
+    BundleExported,
     CancelRequested,
     CommandRefused,
     Commitment,
@@ -33,6 +34,7 @@ from tasktrail.events.facts import (
     InputResponded,
     KeyActivated,
     PayloadShredded,
+    PayloadUnsealed,
     PolicyActivated,
     PrincipalRevoked,
     QueryRun,
@@ -352,6 +354,10 @@ def _flat(event: Event) -> _Flat:  # noqa: C901, PLR0911, PLR0912 - one arm per 
             return _Flat(action=event.what, reason=event.cause, first_ms=event.since_ms, last_ms=event.until_ms)
         case QueryRun():
             return _Flat(action=event.query, times=event.rows)
+        case BundleExported():
+            return _Flat(action=event.scope, reason=event.reason, times=event.entries)
+        case PayloadUnsealed():
+            return _Flat(action=", ".join(event.payloads), reason=event.reason)
         case EntryRejected():
             return _Flat(reason=event.reason)
         case KeyActivated():

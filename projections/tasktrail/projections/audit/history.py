@@ -16,6 +16,7 @@ from tasktrail.events.errors import MalformedEntry
 from tasktrail.events.facts import (
     AccessDenied,
     AuthorityChanged,
+    BundleExported,
     CancelRequested,
     CommandRefused,
     Commitment,
@@ -33,6 +34,7 @@ from tasktrail.events.facts import (
     InputResponded,
     KeyActivated,
     PayloadShredded,
+    PayloadUnsealed,
     QueryRun,
     ResultDisclosed,
     StatusReported,
@@ -173,9 +175,10 @@ _KINDS: dict[StepKind, tuple[type, ...]] = {
         HoldPlaced,
         HoldReleased,
         PayloadShredded,
+        PayloadUnsealed,
         *GovernanceEvent.__args__,
     ),
-    StepKind.CONTROL: (KeyActivated, GapFound, QueryRun, EntryRejected),
+    StepKind.CONTROL: (KeyActivated, GapFound, QueryRun, BundleExported, PayloadUnsealed, EntryRejected),
 }
 _KIND_OF = {event: kind for kind, events in _KINDS.items() for event in events}
 

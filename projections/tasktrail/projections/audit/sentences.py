@@ -12,6 +12,7 @@ from tasktrail.events.authority import Standing
 from tasktrail.events.facts import (
     AccessDenied,
     AuthorityChanged,
+    BundleExported,
     CancelRequested,
     CommandRefused,
     EntryRejected,
@@ -27,6 +28,7 @@ from tasktrail.events.facts import (
     InputResponded,
     KeyActivated,
     PayloadShredded,
+    PayloadUnsealed,
     PolicyActivated,
     PrincipalRevoked,
     QueryRun,
@@ -97,7 +99,15 @@ def sentence(event: Event | UnknownEvent) -> str:  # noqa: C901, PLR0911, PLR091
         case AccessDenied():
             reasons = ", ".join(_why(reason) for reason in sorted(event.reasons))
             return f"{printable(event.method)} denied{_times(event.count)}: {reasons}; the caller was told {event.code}"
-        case KeyActivated() | GapFound() | QueryRun() | EntryRejected() | UnknownEvent():
+        case (
+            KeyActivated()
+            | GapFound()
+            | QueryRun()
+            | BundleExported()
+            | PayloadUnsealed()
+            | EntryRejected()
+            | UnknownEvent()
+        ):
             return _of_service(event)
         case PolicyActivated() | PrincipalRevoked() | RevocationLifted():
             return _of_everybody(event)
@@ -177,20 +187,32 @@ def _revoked(event: PrincipalRevoked) -> str:
             return f"{printable(event.kind)}{at}{where}"
 
 
-def _of_service(event: KeyActivated | GapFound | QueryRun | EntryRejected | UnknownEvent) -> str:
+def _of_service(
+    event: KeyActivated | GapFound | QueryRun | BundleExported | PayloadUnsealed | EntryRejected | UnknownEvent,
+) -> str:
     match event:
         case KeyActivated():
             return f"{printable(event.purpose)} key {printable(event.kid)} is in use from here on"
         case GapFound():
             return f"{printable(event.what)} may be missing: {_why(event.cause)}"
         case QueryRun():
-            return f"a responder ran {printable(event.query)}, {_some(event.rows, 'row')}"
+            return f"a responder ran {printable(event.query)}, {_some(event.rows, 'row')}{_in_case(event.case_id)}"
+        case BundleExported() | PayloadUnsealed():
+            return _handed_out(event)
         case EntryRejected():
             return f"message {event.stream_seq} of the trail was not accepted: {_why(event.reason)}"
         case UnknownEvent():
             return f"{printable(event.type)}: an event of a newer version, kept as written"
         case _:
             assert_never(event)
+
+
+def _handed_out(event: BundleExported | PayloadUnsealed) -> str:
+    if isinstance(event, BundleExported):
+        what = f"evidence of {_some(event.entries, 'entry', 'entries')} was exported"
+    else:
+        what = f"a responder was shown {printable(', '.join(event.payloads)) or 'nothing'} unsealed"
+    return f"{what}{_in_case(event.case_id)}: {printable(event.reason)}"
 
 
 _CAUSES = {
@@ -210,8 +232,12 @@ def _why(reason: str) -> str:
     return printable(reason.replace("_", " "))
 
 
-def _some(count: int, what: str) -> str:
-    return f"{count} {what}" + ("" if count == 1 else "s")
+def _some(count: int, what: str, many: str = "") -> str:
+    return f"{count} {what if count == 1 else many or f'{what}s'}"
+
+
+def _in_case(case_id: str) -> str:
+    return f" (case {printable(case_id)})" if case_id else ""
 
 
 def _times(count: int) -> str:

@@ -15,7 +15,7 @@ from tasktrail.services.doctor.findings import Finding, not_checked, notice, uns
 from tasktrail.services.responder import TOKEN_FILE
 from tasktrail.services.settings import DEFAULT, ENVIRONMENT, MIB, Effective
 
-SECRETS = (TOKEN_FILE, "adapter.json", "nats/credentials.json", "nats/nats.conf")
+SECRETS = (TOKEN_FILE, "adapter.json", "reader.json", "nats/credentials.json", "nats/nats.conf")
 """Files of the data directory that hold a secret, besides `keys/*`."""
 
 OTHERS = 0o077
