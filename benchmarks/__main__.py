@@ -1,7 +1,9 @@
-"""`python -m benchmarks`: every comparison in one run; `answers` and `revocation` are measurements of their own.
+"""`python -m benchmarks`: every comparison in one run; `answers`, `checks`, `forensics`, `revocation` are of their own.
 
 python -m benchmarks [--json] [--quick] [--only NAME] [--data DIR]
 python -m benchmarks answers|revocation [--json] [--quick] [--data DIR]
+python -m benchmarks checks [--json] [--quick]
+python -m benchmarks forensics [--json] [--quick] [--sizes N ...] [--built N] [--data DIR]
 """
 
 import argparse
@@ -17,7 +19,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import answers, append, over_http, revocation
+from benchmarks import answers, append, checks, forensics, over_http, revocation
 from benchmarks.conditions import observe
 from benchmarks.document import FORMAT, Case, Document
 from benchmarks.rounds import Plan, Planned, compare
@@ -31,6 +33,9 @@ _GROUPS: tuple[tuple[tuple[str, ...], _Cases], ...] = (
     (over_http.NAMES, over_http.mcp_cases),
 )
 """What each group's questions are called, and how they are set up."""
+
+_OWN = {"answers": answers.main, "checks": checks.main, "forensics": forensics.main, "revocation": revocation.main}
+"""Measurements that are no comparison of sides."""
 
 _WIDTH = 140
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -91,14 +96,15 @@ def _show(document: Document) -> None:
 
 def main() -> int:
     """Measure and print."""
-    own = {"answers": answers.main, "revocation": revocation.main}.get(sys.argv[1] if len(sys.argv) > 1 else "")
+    own = _OWN.get(sys.argv[1] if len(sys.argv) > 1 else "")
     if own is not None:
         return own(sys.argv[2:])
     names = ", ".join(name for group, _ in _GROUPS for name in group)
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="tasktrail beside what it stands on",
-        epilog="of their own: `answers`, answer times by kind of handle; `revocation`, how soon one holds",
+        epilog="of their own: `answers`, times by kind of handle; `checks`, costs; `forensics`, a growing "
+        "trail; `revocation`, how soon one holds",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document (docs/performance.md)")
     parser.add_argument("--quick", action="store_true", help="see that everything works; the figures mean nothing")

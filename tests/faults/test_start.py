@@ -4,6 +4,7 @@ Design section 8: streams are never created or changed on start; the API level i
 """
 
 import json
+import os
 import re
 import shlex
 import socketserver
@@ -16,9 +17,11 @@ from pathlib import Path
 import pytest
 from nats.js import JetStreamContext, api
 
+from tasktrail.events.facts import KeyActivated
 from tasktrail.events.subjects import KEYS, TRAIL
 from tasktrail.services.broker import bundled_binary
 from tasktrail.services.connection import Connection
+from tasktrail.services.keyring import Keyring
 from tasktrail.services.trail import desired
 from tasktrail.testing.feeding import Feeder, caller, creation
 from tasktrail.testing.nats import NatsServer
@@ -101,7 +104,28 @@ async def test_a_second_up_with_an_external_server_is_refused_and_leaves_no_gap(
         await nc.close()
         assert up.stop() == 0
     events = [type(event).__name__ for _, entry in book.entries.values() for event in entry.events]
-    assert (book.faults, events) == ([], ["KeyActivated"])
+    assert (book.faults, events) == ([], ["KeyActivated", "KeyActivated"])
+
+
+@pytest.mark.requirement("T2")
+async def test_a_key_rotated_before_the_first_start_is_announced_with_the_one_that_signs_for_it(
+    fresh_nats: NatsServer, tmp_path: Path
+) -> None:
+    """Verifiers believe the first announced key, and others by its word: the one that signs has to be the first."""
+    data, nats_url = tmp_path / "data", fresh_nats.url
+    assert command("init", "--nats", nats_url, "--data", data).returncode == 0
+    rotated = data / "keys" / "signing-2.key"
+    rotated.touch(mode=0o600)
+    rotated.write_text(os.urandom(32).hex() + "\n")
+    with UpProcess(data, "--nats", nats_url):
+        nc = await Connection.from_text(nats_url).connect("reader")
+        book = Book()
+        await book.read(nc)
+        await nc.close()
+    events = [event for _, entry in book.entries.values() for event in entry.events if isinstance(event, KeyActivated)]
+    assert [event.purpose for event in events] == ["signing", "signing", "checkpoint"]
+    assert book.messages[0].key_id == events[0].kid == Keyring.open(data).oldest().kid
+    assert events[1].kid == Keyring.open(data).kid
 
 
 @pytest.mark.requirement("O1")

@@ -8,7 +8,7 @@ import pytest
 from tasktrail.events.authority import BindingMode
 from tasktrail.events.errors import InvalidRequest
 from tasktrail.services import toml_lines
-from tasktrail.services.configuration import DAY_MS, ApiKey, Retention, Tool
+from tasktrail.services.configuration import DAY_MS, ApiKey, Retention, Tlog, Tool, Witness
 from tasktrail.services.configuration_file import FILE_BYTES_MAX
 from tasktrail.services.configuration_shown import configuration, text, without_passwords
 from tasktrail.services.settings import check, effective, load
@@ -341,3 +341,40 @@ def test_no_address_is_shown_with_its_password(url: str, shown: str) -> None:
 def test_a_tool_rule_may_grant_less_than_the_service(tmp_path: Path) -> None:
     """Its default is capped where it is granted, not refused where it is configured."""
     assert problems(tmp_path, f"[[tools]]\nttl_max_ms = 1000\n[service]\nttl_max_ms = {DAY_MS}\n") == []
+
+
+VKEY = "witness.example+4147b5f8+BMr5+QaxapHLAWDFCr2si9bbmig/qXUfmAHvmRVUtGqK"
+
+
+def test_copies_and_witnesses_are_read_and_shown_without_passwords(tmp_path: Path) -> None:
+    """A directory is relative to the file, an address stays as it is; `[[tlog.witnesses]]` are tables of their own."""
+    path = tmp_path / "tasktrail.toml"
+    witness = f'[[tlog.witnesses]]\nurl = "http://witness:8430"\nvkey = "{VKEY}"\n'
+    path.write_text(f'[tlog]\ncopies = ["kept", "nats://ana:secret@h:4222/KEPT"]\nnats_credentials = "c.nk"\n{witness}')
+    found = effective({}, path)
+    assert found.settings.tlog == Tlog(
+        copies=(str(tmp_path / "kept"), "nats://ana:secret@h:4222/KEPT"),
+        nats_credentials=tmp_path / "c.nk",
+        witnesses=(Witness(url="http://witness:8430", vkey=VKEY),),
+    )
+    shown = text(found)
+    assert "secret" not in shown
+    assert tomllib.loads(shown)["tlog"]["copies"] == [str(tmp_path / "kept"), "nats://ana:***@h:4222/KEPT"]
+    assert tomllib.loads(shown)["tlog"]["witnesses"] == [{"url": "http://witness:8430", "vkey": VKEY}]
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ('copies = ["nats://h:4222"]', "2: tlog.copies[0]: is no place for copies; give a directory, or nats://"),
+        ('copies = ["https://h/S"]', "2: tlog.copies[0]: is no place for copies"),
+        ('copies = ["a", "a"]', "2: tlog.copies[1]: is the same as tlog.copies[0]"),
+        ("interval_ms = 10", "2: tlog.interval_ms: 10 is less than 1000 (1 s); raise it"),
+        ('[[tlog.witnesses]]\nurl = "w"\nvkey = "VKEY"', "3: tlog.witnesses[0].url: is no address to ask"),
+        ('[[tlog.witnesses]]\nurl = "http://w"\nvkey = "w+1+2"', "4: tlog.witnesses[0].vkey: is no witness's"),
+        ('[[tlog.witnesses]]\nurl = "http://w"\nvkey = "xVKEY"', "4: tlog.witnesses[0].vkey: is no witness's"),
+    ],
+)
+def test_places_and_keys_of_checkpoints_that_cannot_be_are_told(tmp_path: Path, said: str, told: str) -> None:
+    """By line and remedy, before anything is started."""
+    assert only(tmp_path, f"[tlog]\n{said.replace('VKEY', VKEY)}\n").startswith(f"tasktrail.toml:{told}")

@@ -15,7 +15,17 @@ from nats.js import JetStreamContext
 from tasktrail.events.subjects import KEYS, TRAIL
 from tasktrail.services import trail
 from tasktrail.services.broker import Broker, bundled_binary, end_child, start_child
-from tasktrail.services.configuration import DAY_MS, ApiKey, Issuer, McpServer, Operator, Retention, Tool
+from tasktrail.services.configuration import (
+    DAY_MS,
+    ApiKey,
+    Issuer,
+    McpServer,
+    Operator,
+    Retention,
+    Tlog,
+    Tool,
+    Witness,
+)
 from tasktrail.services.connection import Connection
 from tasktrail.services.doctor import configured, examine, files, messaging, reading_side, text
 from tasktrail.services.doctor.findings import Finding, Report, Severity
@@ -303,6 +313,10 @@ def test_file_names_are_the_services_own() -> None:
         (Settings(), "legal holds", NOTICE),
         (Settings(operators=(Operator(name="a", sha256=DIGEST),)), "legal holds", NOTICE),
         (Settings(operators=(Operator(name="a", sha256=DIGEST, rights=("hold",)),)), "legal holds", WELL),
+        (Settings(), "checkpoints", NOTICE),
+        (Settings(tlog=Tlog(copies=("/mnt/other",))), "checkpoints", WELL),
+        (Settings(tlog=Tlog(witnesses=(Witness(url="https://w", vkey="w"),))), "checkpoints", WELL),
+        (Settings(data=Path("/d"), tlog=Tlog(copies=("nats://h/S", "/d/copies"))), "checkpoints", UNSAFE),
         (Settings(host="::1"), "HTTP surface", WELL),
         (Settings(host="0.0.0.0"), "HTTP surface", NOTICE),  # noqa: S104 - judged, not bound
     ],
@@ -349,15 +363,15 @@ def test_a_data_directory_that_others_can_read_is_unsafe(tmp_path: Path) -> None
     ("mode", "password", "expected"),
     [(0o600, "a:b@", WELL), (0o644, "", WELL), (0o644, "a:b@", UNSAFE), (0o620, "", UNSAFE)],
 )
+@pytest.mark.parametrize(
+    "written", ['[service]\nnats_url = "nats://{}h:1"\n', '[tlog]\ncopies = ["/mnt/other", "nats://{}h:1/KEPT"]\n']
+)
 def test_a_configuration_that_others_can_change_is_unsafe(
-    tmp_path: Path,
-    mode: int,
-    password: str,
-    expected: Severity,
+    tmp_path: Path, mode: int, password: str, expected: Severity, written: str
 ) -> None:
-    """It says who is believed; and nats_url may hold a password."""
+    """It says who is believed; and an address of NATS may hold a password."""
     path = tmp_path / "tasktrail.toml"
-    path.write_text(f'[service]\nnats_url = "nats://{password}h:1"\n')
+    path.write_text(written.format(password))
     path.chmod(mode)
     assert by_check(list(files.of_file(effective({}, path)))) == {"configuration file": expected}
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from tasktrail.events.subjects import is_task_id, is_task_ref
 from tasktrail.services.keyring import KEY_BYTES, Keyring, KeyringError
 
-FILES = ("reference.key", "signing-1.key", "wrapping-1.key")
+FILES = ("checkpoint-1.key", "reference.key", "signing-1.key", "wrapping-1.key")
 RAW = b"r" * KEY_BYTES
 
 
@@ -47,7 +47,7 @@ def test_creating_again_keeps_the_keys_there_are(tmp_path: Path) -> None:
     assert Keyring.open(tmp_path).ref("t") == one.ref("t")
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", FILES[1:])
 def test_a_missing_key_is_an_error_with_a_remedy_and_never_a_new_key(tmp_path: Path, name: str) -> None:
     """Module docstring: keys are made only by `create`."""
     Keyring.create(tmp_path)
@@ -176,3 +176,54 @@ def test_ids_and_references_are_of_this_installation(tmp_path: Path) -> None:
     assert is_task_ref(one.ref(made))
     assert other.task_id("reports", "acme", "iss", "ana", "desk", "command") != made
     assert other.ref(made) != one.ref(made)
+
+
+def without_checkpoint_key(data: Path) -> None:
+    """As a directory of a version before there were checkpoints."""
+    Keyring.create(data)
+    (data / "keys" / "checkpoint-1.key").unlink()
+
+
+@pytest.mark.requirement("T2")
+def test_a_directory_from_before_there_were_checkpoints_gets_their_key_once(tmp_path: Path) -> None:
+    """Issue 4: data directories made before get one at their next start."""
+    without_checkpoint_key(tmp_path)
+    with pytest.raises(KeyringError, match="makes it at its next start"):
+        Keyring.open(tmp_path).sign_checkpoint(b"text")
+    Keyring.complete(tmp_path)
+    made = held(tmp_path)
+    Keyring.complete(tmp_path)
+    assert held(tmp_path) == made
+    assert mode(tmp_path / "keys" / "checkpoint-1.key") == 0o600
+    keyring = Keyring.open(tmp_path)
+    Ed25519PublicKey.from_public_bytes(keyring.checkpoint_publics[0]).verify(keyring.sign_checkpoint(b"text"), b"text")
+
+
+@pytest.mark.requirement("T2")
+def test_no_checkpoint_key_is_made_where_there_are_checkpoints(tmp_path: Path) -> None:
+    """A new key could not continue them: the backup of the keys is what is needed."""
+    without_checkpoint_key(tmp_path)
+    (tmp_path / "tlog" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "tlog" / "checkpoints" / "00000000000000000007").touch()
+    before = held(tmp_path)
+    for make in (Keyring.complete, Keyring.create):
+        with pytest.raises(KeyringError, match=r"holds checkpoints.*restore your backup of the keys"):
+            make(tmp_path)
+    assert held(tmp_path) == before
+
+
+@pytest.mark.requirement("T2")
+def test_the_newest_checkpoint_key_signs_and_the_older_ones_stay_known(tmp_path: Path) -> None:
+    """Versioned as signing keys are (design section 7); the log's name is as lasting as the reference key."""
+    old = Keyring.create(tmp_path)
+    path = tmp_path / "keys" / "checkpoint-2.key"
+    path.touch(mode=0o600)
+    path.write_text(RAW.hex(), encoding="ascii")
+    new = Keyring.open(tmp_path)
+    assert new.checkpoint_publics[1:] == old.checkpoint_publics
+    Ed25519PublicKey.from_public_bytes(new.checkpoint_publics[0]).verify(new.sign_checkpoint(b"text"), b"text")
+    assert new.origin == old.origin
+    assert new.origin != Keyring.create(tmp_path / "other").origin
+    (tmp_path / "keys" / "checkpoint-1.key").unlink()
+    with pytest.raises(KeyringError, match=r"holds checkpoint-2.key, but not checkpoint-1.key.*restore your backup"):
+        Keyring.open(tmp_path)

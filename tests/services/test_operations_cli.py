@@ -124,6 +124,8 @@ def test_a_principal_is_revoked_listed_and_lifted(place: Place) -> None:
     shown = place.run("handles", "--lapsed", "--sub", "ana")
     assert "AUTHORITY revoked; created" in shown.out
     assert "strong handle (160 bits)" in shown.out
+    [ref] = place.run("handles", "--lapsed", "--sub", "ana", "--refs").out.split()
+    assert ref == place.handle("ana")["task_ref"]
     lifted = place.run("lift", revoked["revocation"], *WHY)
     assert lifted == Ran(0, f"revocation {revoked['revocation']} does not hold any more\n", "")
     assert place.refused(ANA, task) == ""
@@ -140,6 +142,10 @@ def test_a_token_is_revoked_from_standard_input(place: Place) -> None:
     assert "no token" in place.run("revoke", "token", *WHY, said=" ").err
     assert "give one token" in place.run("revoke", "token", *WHY, said="two words").err
     place.run("revoke", "token", "--hash", "h" * 42 + "A", *WHY, "--json").json()
+    short = place.run("revoke", "token", "--hash", "short", *WHY)
+    assert (short.code, "--hash" in short.err, "token_hash" in short.err) == (2, True, False)
+    unreasonable = place.run("revoke", "client", "x", "--reason", "")
+    assert (unreasonable.code, "--reason" in unreasonable.err) == (2, True)
     mistaken = place.run("revoke", "token", "--jti", "j", *WHY)
     assert (mistaken.code, mistaken.out) == (2, "")
     assert "give token or token_hash or iss, jti; given: jti" in mistaken.err

@@ -3,9 +3,12 @@
 import base64
 import hashlib
 
+import pytest
+
+from tasktrail.events.errors import InvalidRequest
 from tasktrail.services.access.claims import digest
 from tasktrail.services.configuration import RIGHTS, Operator
-from tasktrail.services.operators import RESPONDER, Operators, Person
+from tasktrail.services.operators import RESPONDER, Operators, Person, case_of
 
 TOKEN = "ttr_" + "t" * 43
 
@@ -40,3 +43,12 @@ def test_a_token_is_known_by_its_digest_as_in_dpop() -> None:
     ath = base64.urlsafe_b64encode(hashlib.sha256(b"a token").digest()).decode().rstrip("=")
     assert digest("a token") == ath
     assert len(ath) == 43
+
+
+def test_a_case_is_one_printable_line_of_bounded_length() -> None:
+    """Issue "Forensics": the case id of every reading is on the trail, where people read it."""
+    for case in ("", "INC-7", "Fall Ü 9/2026", "x" * 200):
+        assert case_of(case) == case
+    for case in ("x" * 201, "a\nb", "a\x00", "\x1b[31m", "\u202einc", "\udcff"):
+        with pytest.raises(InvalidRequest, match="200 printable characters"):
+            case_of(case)

@@ -8,8 +8,10 @@ import pytest
 from nats.errors import Error as NatsError
 
 from tasktrail.events.errors import TasktrailError
+from tasktrail.events.subjects import TRAIL
 from tasktrail.projections.audit.columns import Message
-from tasktrail.services.trail_reading import NoTrailHere, open_trail
+from tasktrail.services.connection import Connection
+from tasktrail.services.trail_reading import NoTrailHere, TrailReader, open_trail
 from tasktrail.testing.feeding import Feeder, caller, creation
 from tasktrail.testing.nats import NatsServer
 from tasktrail.testing.service import UpProcess
@@ -40,6 +42,24 @@ async def test_the_trail_reads_the_same_from_a_running_and_from_a_stopped_servic
         assert await asyncio.to_thread(up.stop) == 0
     stopped = await whole(data)
     assert stopped == running
+
+
+async def test_a_trail_whose_tail_was_deleted_simply_ends_before_it(fresh_nats: NatsServer) -> None:
+    """What the stream does not hold is not among the messages; nobody waits for it, and the broker is not blamed."""
+    nc = await Connection.from_text(fresh_nats.url).connect("tail")
+    try:
+        js = nc.jetstream()
+        await js.add_stream(name=TRAIL, subjects=["trail"])  # the service's own allows no deletion
+        for number in range(4):
+            await js.publish("trail", b"%d" % number)
+        for deleted in (3, 4):
+            await js.delete_msg(TRAIL, deleted)
+        reader = await TrailReader.of(nc)
+        assert reader.last_seq == 4
+        assert [one.stream_seq async for some in reader.messages() for one in some] == [1, 2]
+        assert [some async for some in reader.messages(3)] == []
+    finally:
+        await nc.close()
 
 
 async def test_a_directory_without_a_trail_is_refused_with_what_to_do(tmp_path: Path) -> None:

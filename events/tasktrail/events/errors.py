@@ -133,6 +133,12 @@ class RateLimited(TasktrailError):
         self.retry_after_ms = retry_after_ms
 
 
+_ABSENT = {
+    "no_such_grant": "the task has no such grant (no_such_grant); `tasktrail handles` shows those it has",
+    "no_such_hold": "the task has no such hold (no_such_hold); `tasktrail timeline` shows those it has",
+}
+
+
 class CommandRefusedError(TasktrailError):
     """The task's status does not admit the command; the refusal is on the trail."""
 
@@ -142,7 +148,8 @@ class CommandRefusedError(TasktrailError):
     reason = "refused"
 
     def __init__(self, command: str, status: str, why: str) -> None:
-        super().__init__(f"{command} refused: the task is {status} ({why}); nothing changed, the refusal is on record")
+        because = _ABSENT.get(why) or f"the task is {status} ({why})"
+        super().__init__(f"{command} refused: {because}; nothing changed, the refusal is on record")
         self.command, self.status, self.why = command, status, why
 
 

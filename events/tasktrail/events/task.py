@@ -9,7 +9,7 @@ only. `apply` also checks the chain: sequence and `prev`.
 
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import TypeAlias, assert_never
+from typing import TypeAlias, assert_never, cast
 
 import msgspec
 
@@ -46,6 +46,8 @@ from tasktrail.events.facts import (
 
 OnTask: TypeAlias = TaskEvent | UnknownEvent
 """What may be on a task's own subject."""
+_ON_TASK: frozenset[type] = frozenset(OnTask.__args__)
+"""The same for a look-up by type, which every replayed entry makes."""
 
 
 class Outcome(StrEnum):
@@ -303,11 +305,11 @@ def apply(task: Task | None, entry: Entry, leaf: str) -> Task:
         raise ChainBroken(message)
     state = task
     for event in entry.events:
-        if not isinstance(event, OnTask):
+        if type(event) not in _ON_TASK:
             kind = type(event).__name__
             message = f"entry {entry.id} of task {entry.task_ref} holds {kind}, which is no event of a task"
             raise ChainBroken(message)
-        state = evolve(state, event)
+        state = evolve(state, cast("OnTask", event))
     if state is None:
         message = f"entry {entry.id} of task {entry.task_ref} holds no event"
         raise ChainBroken(message)
@@ -333,12 +335,12 @@ def _with_credential(task: Task, entry: Entry) -> Task:
 
 def outcome_of(events: Iterable[object]) -> tuple[Outcome, str]:
     """What became of the command that made these events, and why it was refused if it was."""
-    made = tuple(events)
-    for event in made:
+    outcome = Outcome.UNCHANGED
+    for event in events:
         if isinstance(event, CommandRefused):
             return Outcome.REFUSED, event.reason
-    if not made:
-        return Outcome.UNCHANGED, ""
-    if all(isinstance(event, InputIgnored) for event in made):
-        return Outcome.IGNORED, ""
-    return Outcome.ACCEPTED, ""
+        if not isinstance(event, InputIgnored):
+            outcome = Outcome.ACCEPTED
+        elif outcome is Outcome.UNCHANGED:
+            outcome = Outcome.IGNORED
+    return outcome, ""

@@ -35,13 +35,15 @@ _decoder = msgspec.msgpack.Decoder(State)
 
 def shown(task: Task) -> tuple[Commitment, ...]:
     """The payloads that a poll, or the work itself, may still ask for."""
-    kept = [task.message, task.result, task.error]
-    for one in task.inputs.values():
-        if one.response is None:
-            kept.append(one.request)
-        elif not task.status.terminal:
-            kept.append(one.response)
-    return tuple(commitment for commitment in kept if commitment is not None)
+    kept = [one for one in (task.message, task.result, task.error) if one is not None]
+    if task.inputs:
+        terminal = task.status.terminal
+        for one in task.inputs.values():
+            if one.response is None:
+                kept.append(one.request)
+            elif not terminal:
+                kept.append(one.response)
+    return tuple(kept)
 
 
 def advance(state: State | None, entry: Entry, leaf: str, stream_seq: int) -> State:
@@ -51,20 +53,28 @@ def advance(state: State | None, entry: Entry, leaf: str, stream_seq: int) -> St
         ChainBroken: the entry does not follow the last one.
     """
     task = apply(state.task if state else None, entry, leaf)
-    known = dict(state.sealed) if state else {}
-    for commitment in shown(task):
-        blob = entry.sealed.get(commitment.name)
-        if blob is not None and commitment.sha256 not in known:
-            known[commitment.sha256] = blob
-    wanted = {commitment.sha256 for commitment in shown(task)}
     return State(
         format=FORMAT,
         tenant=entry.tenant,
         task_ref=entry.task_ref,
         stream_seq=stream_seq,
         task=task,
-        sealed={digest: blob for digest, blob in known.items() if digest in wanted},
+        sealed=_sealed(state.sealed if state else {}, entry.sealed, shown(task)),
     )
+
+
+def _sealed(known: dict[str, bytes], new: dict[str, bytes], wanted: tuple[Commitment, ...]) -> dict[str, bytes]:
+    """Of the blobs known by digest and the entry's own, which are by name, those that are wanted, by digest."""
+    if not wanted:
+        return {}
+    digests = {commitment.sha256 for commitment in wanted}
+    kept = {digest: blob for digest, blob in known.items() if digest in digests}
+    for commitment in wanted:
+        if new and commitment.sha256 not in kept:
+            blob = new.get(commitment.name)
+            if blob is not None:
+                kept[commitment.sha256] = blob
+    return kept
 
 
 def encode(state: State) -> bytes:

@@ -7,10 +7,14 @@ trail before it is answered; what operators look at is on the trail too. Where n
     authority = await admission.admitted(asker, Action.REVOKE, "revoke", tenant="acme")
 """
 
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
 import msgspec
 
 from tasktrail.events.authority import Authority, PolicyDecision, Trigger
-from tasktrail.events.errors import NotAuthorised, NothingWritten
+from tasktrail.events.errors import InvalidRequest, NotAuthorised, NothingWritten
 from tasktrail.events.facts import AccessDenied, QueryRun
 from tasktrail.events.subjects import ANONYMOUS_TENANT, control_subject, denied_subject
 from tasktrail.projections.current import State
@@ -21,8 +25,12 @@ from tasktrail.services.governance import NOT_GOVERNED, Governance
 from tasktrail.services.ledger import Ledger
 from tasktrail.services.operators import RESPONDER, Asker
 
+Clear: TypeAlias = Callable[[Mapping[str, str]], dict[str, str]]
+"""`clearing.without_task_ids` of one trail."""
+
 RIGHT_FOR: dict[Action, str] = {
     Action.READ: "read",
+    Action.UNSEAL: "unseal",
     Action.REVOKE: "revoke",
     Action.CANCEL: "revoke",
     Action.GRANT: "grant",
@@ -35,8 +43,9 @@ RIGHT_FOR: dict[Action, str] = {
 class Admission:
     """Decides on operators' orders."""
 
-    def __init__(self, ledger: Ledger, policies: Policies, governance: Governance) -> None:
-        self._ledger, self._policies, self._governance = ledger, policies, governance
+    def __init__(self, ledger: Ledger, policies: Policies, governance: Governance, clear: Clear = dict) -> None:
+        """`clear` takes task ids out of texts that are to be recorded; it blocks."""
+        self._ledger, self._policies, self._governance, self._clear = ledger, policies, governance, clear
 
     async def entitled(self, asker: Asker, action: Action, order: str) -> None:
         """See that an operator has the right for this at all, before anything is looked up: who has not learns nothing.
@@ -57,7 +66,11 @@ class Admission:
         Raises:
             NotAuthorised: they may not; on the trail.
             NothingWritten: what governs is being read again.
+            InvalidRequest: a task id was given for a tenant, which would be recorded.
         """
+        if tenant and (await self.cleared({"tenant": tenant}))["tenant"] != tenant:
+            message = "this is no tenant but a task id, which opens its task: give it on standard input, as a task"
+            raise InvalidRequest(message)
         if not self._governance.ready and action is not Action.ACTIVATE:
             raise NothingWritten(NOT_GOVERNED)
         authority = _authority(asker, action, order, tenant, state)
@@ -76,12 +89,20 @@ class Admission:
             NotAuthorised: they may not see that; on the trail.
         """
         authority = await self.admitted(asker, Action.READ, query, tenant=tenant)
-        await self.note_query(authority, query, parameters, rows)
+        await self.note_query(authority, query, parameters, rows, case_id=asker.case_id)
 
-    async def note_query(self, authority: Authority, query: str, parameters: dict[str, str], rows: int) -> None:
-        """Record a query under an authority that was found before."""
-        event = QueryRun(at_ms=self._ledger.now(), query=query, parameters=parameters, rows=rows)
+    async def note_query(
+        self, authority: Authority, query: str, parameters: dict[str, str], rows: int, *, case_id: str
+    ) -> None:
+        """Record a query under an authority that was found before, in the case that the asker names."""
+        parameters = await self.cleared(parameters)
+        case_id = (await self.cleared({"case": case_id}))["case"]
+        event = QueryRun(at_ms=self._ledger.now(), query=query, parameters=parameters, rows=rows, case_id=case_id)
         await self._ledger.note(control_subject(authority.tenant), authority.tenant, authority, (event,))
+
+    async def cleared(self, texts: Mapping[str, str]) -> dict[str, str]:
+        """These texts as they may be recorded: each task id in them replaced by its reference."""
+        return await asyncio.to_thread(self._clear, texts)
 
     def _decided(
         self, asker: Asker, action: Action, order: str, authority: Authority, state: State | None

@@ -65,7 +65,7 @@ class _Lost(Exception):
 class Auditor:
     """Feeds one audit store from one stream. `store` may be read by anybody meanwhile; it is not closed here."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but two have a default
         self,
         nc: Client,
         store: AuditStore,
@@ -73,8 +73,12 @@ class Auditor:
         stream: str = TRAIL,
         batch: int = BATCH,
         progress: Callable[[int, int], None] | None = None,
+        also: Callable[[list[Message]], None] | None = None,
     ) -> None:
-        """`progress(position, target)` is called on the loop after each batch, until `target` is reached."""
+        """`progress(position, target)` is called on the loop after each batch, until `target` is reached.
+
+        `also` is called with each batch in the auditor's thread, once it is in the store; it must not raise.
+        """
         self.store = store
         self.target = 0
         """The stream's last sequence when the auditor started."""
@@ -82,7 +86,7 @@ class Auditor:
         """Why it ended, if it did not end by `stop`."""
         self._nc, self._stream, self._batch = nc, stream, batch
         self._js = JetStreamContext(nc, timeout=_API_S)
-        self._progress = progress
+        self._progress, self._also = progress, also
         self._moved = asyncio.Event()
         self._waiting, self._current = 0, cast("_Flow | None", None)
         self._ended: asyncio.Future[None] | None = None
@@ -206,11 +210,16 @@ class Auditor:
             raise error
 
     async def _append(self, messages: list[Message]) -> None:
-        await self._loop().run_in_executor(self._thread, self.store.append, messages)
+        await self._loop().run_in_executor(self._thread, self._stored, messages)
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
         if self._progress is not None and messages[0].stream_seq <= self.target:
             self._progress(self.position, self.target)
+
+    def _stored(self, messages: list[Message]) -> None:
+        self.store.append(messages)
+        if self._also is not None:
+            self._also(messages)
 
     @asynccontextmanager
     async def _flow(self) -> AsyncGenerator["_Flow"]:

@@ -25,20 +25,17 @@ import fcntl
 import json
 import os
 import re
-import secrets
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import sysconfig
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypedDict
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import msgspec
@@ -46,6 +43,9 @@ from nats.aio.client import Client
 from nats.errors import NoRespondersError
 from nats.js import JetStreamManager
 from nats.js.errors import ServiceUnavailableError
+
+from tasktrail.services.durable import replace
+from tasktrail.services.logins import ConnectOptions, Logins, UnusableLogins, open_logins, users
 
 LEAST_API_LEVEL = 4
 """The JetStream API level tasktrail needs."""
@@ -122,46 +122,10 @@ class BrokerFailed(BrokerError):
         super().__init__("\n  ".join([what, *log]))
 
 
-class ConnectOptions(TypedDict):
-    """Keyword arguments for `nats.connect`."""
-
-    servers: list[str]
-    user: str
-    password: str
-    inbox_prefix: str
-
-
-@dataclass(frozen=True, slots=True)
-class Login:
-    """One of the broker's three users. Its replies arrive under `<inbox_prefix>.>`."""
-
-    user: str
-    password: str = field(repr=False)
-    inbox_prefix: str
-
-    def connect_options(self, url: str) -> ConnectOptions:
-        """Return the keyword arguments for `nats.connect` that log this user in at `url`."""
-        return ConnectOptions(servers=[url], user=self.user, password=self.password, inbox_prefix=self.inbox_prefix)
-
-
-class Logins(NamedTuple):
-    """Every user of the broker."""
-
-    service: Login
-    adapter: Login
-    reader: Login
-
-
-_USERS = ("tasktrail", "adapter", "reader")
-_READ = ("TRAIL", "KV_CURRENT")
-_READS = (("STREAM.INFO", ""), ("CONSUMER.CREATE", ".>"), ("CONSUMER.MSG.NEXT", ".>"), ("CONSUMER.DELETE", ".>"))
-"""What reading a stream by a consumer of one's own takes."""
-
-
 class Broker:
     """One running nats-server; made by `Broker.start`. Also a context manager, which stops it."""
 
-    def __init__(self, child: "subprocess.Popen[bytes]", port: int, logins: "Logins", lock: int) -> None:
+    def __init__(self, child: "subprocess.Popen[bytes]", port: int, logins: Logins, lock: int) -> None:
         """Take over a ready child and the descriptor of its store's lock."""
         self._child = child
         self._lock: int | None = lock
@@ -204,8 +168,8 @@ class Broker:
             msg = f"the broker cannot use {store_dir}: {error}"
             raise BrokerFailed(msg) from error
         try:
-            logins = _logins(store_dir / "credentials.json")
-            _write_private(store_dir / "nats.conf", _configuration(server_name, port, sync_interval, logins))
+            logins = _logins(store_dir)
+            replace(store_dir / "nats.conf", _configuration(server_name, port, sync_interval, logins))
             child, port = _run(executable, store_dir, lock, ready_within_s)
         except BaseException as error:
             os.close(lock)
@@ -392,39 +356,15 @@ def _sign_lock(lock: int, server_pid: int) -> None:
     os.pwrite(lock, f"{os.getpid():>10} {server_pid:>10}\n".encode(), 0)  # one width: never a torn reading
 
 
-def _write_private(path: Path, content: bytes) -> None:
-    """Write a file of mode 0600, whole or not at all."""
-    new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-
-
-def _logins(path: Path) -> Logins:
-    """Return everybody's login, with the passwords of `path`, made at the first start; a new user's at the next."""
-    if not path.exists():
-        _write_private(path, json.dumps({user: secrets.token_urlsafe(32) for user in _USERS}).encode())
-    advice = f"Delete {path}: new passwords are made at the next start, and adapters need the new one."
-    if (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
-        msg = f"other users may have read the broker's passwords, {path.name} has mode {mode:04o}. {advice}"
-        raise BrokerFailed(msg)
+def _logins(store_dir: Path) -> Logins:
     try:
-        passwords = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
-        if "reader" not in passwords:
-            passwords["reader"] = secrets.token_urlsafe(32)
-            _write_private(path, json.dumps(passwords).encode())
-        return Logins(*(Login(user, passwords[user], f"_INBOX_{user}") for user in _USERS))
-    except (msgspec.MsgspecError, KeyError) as error:
-        msg = f"{path.name} is damaged. {advice}"
-        raise BrokerFailed(msg) from error
+        return open_logins(store_dir / "credentials.json")
+    except UnusableLogins as error:
+        raise BrokerFailed(str(error)) from error
 
 
 def _configuration(server_name: str, port: int, sync_interval: str, logins: Logins) -> bytes:
     """Return the server's configuration: JSON, which it reads. Paths are relative to the store: none needs escaping."""
-    login, adapter, reader = logins
     settings: dict[str, Any] = {
         "server_name": server_name,
         "listen": f"{_HOST}:{port or -1}",
@@ -435,29 +375,7 @@ def _configuration(server_name: str, port: int, sync_interval: str, logins: Logi
         "logfile_size_limit": _LOG_BYTES_MAX,
         "logfile_max_num": _LOG_FILES_MAX,
         "jetstream": {"store_dir": ".", "sync_interval": sync_interval, "max_file": _STORE_BYTES_MAX},
-        "authorization": {
-            "users": [
-                {"user": login.user, "password": login.password},
-                {
-                    "user": adapter.user,
-                    "password": adapter.password,
-                    "permissions": {
-                        "publish": {"allow": ["tasktrail.cmd.>"]},
-                        "subscribe": {"allow": [f"{adapter.inbox_prefix}.>", "tasktrail.signal.>"]},
-                    },
-                },
-                {
-                    "user": reader.user,
-                    "password": reader.password,
-                    "permissions": {
-                        "publish": {
-                            "allow": [f"$JS.API.{api}.{stream}{rest}" for stream in _READ for api, rest in _READS]
-                        },
-                        "subscribe": {"allow": [f"{reader.inbox_prefix}.>"]},
-                    },
-                },
-            ]
-        },
+        "authorization": {"users": users(logins)},
     }
     return json.dumps(settings, indent=1, ensure_ascii=False).encode()
 

@@ -42,8 +42,9 @@ def main() -> NoReturn:
 
 
 def complain(message: str) -> None:
-    """One line for the person, on standard error."""
-    sys.stderr.write(f"tasktrail: {message}\n")
+    """One message for the person, on standard error. What is not printable, others may have written it, is escaped."""
+    shown = "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in message)
+    sys.stderr.write(f"tasktrail: {shown}\n")
 
 
 def says_version() -> str:

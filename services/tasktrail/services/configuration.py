@@ -1,4 +1,4 @@
-"""What an operator configures beyond single values: issuers, MCP servers, tools, keys, limits, retention, privacy.
+"""What an operator configures beyond single values: issuers, MCP servers, tools, keys, limits, retention, checkpoints.
 
 Guarantees: the structures of the configuration file's tables, with unit, range and default of every field; what a field
 alone cannot say (names given twice, addresses that would be asked in the clear, rules that contradict each other) is in
@@ -9,6 +9,7 @@ milliseconds.
 """
 
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -151,3 +152,35 @@ class Privacy(Table, frozen=True, kw_only=True):
     def covers(self, tenant: str) -> bool:
         """Whether this tenant's facts are pseudonymised."""
         return ANY in self.tenants or tenant in self.tenants
+
+
+class Responders(Table, frozen=True, kw_only=True):
+    """`[responders]`: what one statement of responders' own SQL may take.
+
+    `sql_timeout_ms`: from its start to its end, and then it is killed. `sql_memory_mb` is what the database may hold
+    of it (MiB). `sql_rows_max`: rows of an answer; what is beyond is cut off, and the answer says so.
+    """
+
+    sql_timeout_ms: Annotated[int, msgspec.Meta(ge=100, le=5 * MINUTE_MS)] = 10_000
+    sql_memory_mb: Annotated[int, msgspec.Meta(ge=64, le=65_536)] = 256
+    sql_rows_max: Count = 10_000
+
+
+class Witness(Table, frozen=True, kw_only=True):
+    """`[[tlog.witnesses]]`: who cosigns checkpoints (C2SP tlog-witness), at `url`, with the key `vkey`."""
+
+    url: Name
+    vkey: Name
+
+
+class Tlog(Table, frozen=True, kw_only=True):
+    """`[tlog]`: how often checkpoints are signed, and who else keeps or cosigns them.
+
+    `copies` are directories (absolute paths) and `nats://host:4222/STREAM` addresses; `nats_credentials` is the file by
+    which all of the latter know us.
+    """
+
+    interval_ms: Annotated[int, msgspec.Meta(ge=1_000, le=HOUR_MS)] = 1_000
+    copies: tuple[Name, ...] = ()
+    nats_credentials: Path | None = None
+    witnesses: tuple[Witness, ...] = ()

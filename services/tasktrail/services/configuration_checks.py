@@ -6,7 +6,9 @@ a digest. What is right for a field by itself is in `configuration.py`; files ar
     problems(Tables(issuers=(issuer,), ttl_max_ms=86_400_000))
 """
 
+import base64
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
@@ -23,6 +25,7 @@ from tasktrail.services.configuration import (
     McpServer,
     Operator,
     Privacy,
+    Tlog,
     Tool,
 )
 from tasktrail.services.configuration_file import Problem
@@ -31,6 +34,9 @@ from tasktrail.services.operators import RESPONDER
 _OURS = "tasktrail"
 _OF_NOTHING = hashlib.sha256(b"").hexdigest()
 _NO_WILDCARDS = "?[]"
+_STREAM = re.compile(r"/[A-Za-z0-9_-]{1,64}")
+_VKEY = re.compile(r"(?P<name>[^\s+]+)\+(?P<id>[0-9a-f]{8})\+(?P<key>[A-Za-z0-9+/]+={0,2})")
+_VKEY_BYTES = 33
 
 
 class Tables(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +48,7 @@ class Tables(msgspec.Struct, frozen=True, kw_only=True):
     api_keys: tuple[ApiKey, ...] = ()
     operators: tuple[Operator, ...] = ()
     privacy: Privacy = Privacy()
+    tlog: Tlog = Tlog()
     ttl_max_ms: int
 
 
@@ -54,6 +61,7 @@ def problems(tables: Tables) -> list[Problem]:
         *_keys(tables.api_keys, tables.operators),
         *_operators(tables.operators),
         *_privacy(tables.privacy),
+        *_tlog(tables.tlog),
     ]
 
 
@@ -179,6 +187,57 @@ def _privacy(privacy: Privacy) -> Iterator[Problem]:
     for index, tenant in enumerate(privacy.tenants):
         if not tenant or (ANY in tenant and tenant != ANY):
             yield Problem(("privacy", "tenants", index), f"is one tenant's name, or {ANY} for all; name it whole")
+
+
+def _tlog(tlog: Tlog) -> Iterator[Problem]:
+    for index, copy in enumerate(tlog.copies):
+        at = ("tlog", "copies", index)
+        if copy in tlog.copies[:index]:
+            yield Problem(at, f"is the same as tlog.copies[{tlog.copies.index(copy)}]; remove one")
+        elif "://" in copy and (why := _no_copy(copy)):
+            yield Problem(at, why)
+    for index, witness in enumerate(tlog.witnesses):
+        at = ("tlog", "witnesses", index)
+        if not _is_http(witness.url):
+            yield Problem((*at, "url"), "is no address to ask; give https://host/path or http://host/path")
+        if not _is_cosigner(witness.vkey):
+            text = "is no witness's verifier key; give the whole of what `tasktrail witness` prints: name+id+key"
+            yield Problem((*at, "vkey"), text)
+        if witness.vkey in [one.vkey for one in tlog.witnesses[:index]]:
+            yield Problem(at, "is there already with the same vkey; remove one")
+
+
+def _no_copy(copy: str) -> str:
+    try:
+        url = urlsplit(copy)
+        fits = url.scheme in {"nats", "tls"} and bool(url.hostname) and url.port != 0
+    except ValueError:
+        fits, url = False, urlsplit("")
+    if not fits or not _STREAM.fullmatch(url.path):
+        return "is no place for copies; give a directory, or nats://host:4222/STREAM"
+    return ""
+
+
+def _is_cosigner(vkey: str) -> bool:
+    """Whether it is the verifier key of Ed25519 cosignatures (C2SP signed-note, tlog-cosignature)."""
+    found = _VKEY.fullmatch(vkey)
+    if not found:
+        return False
+    try:
+        key = base64.b64decode(found["key"], validate=True)
+    except ValueError:
+        return False
+    named = hashlib.sha256(found["name"].encode() + b"\n" + key).hexdigest()
+    return key[:1] == b"\x04" and len(key) == _VKEY_BYTES and named.startswith(found["id"])
+
+
+def _is_http(address: str) -> bool:
+    try:
+        url = urlsplit(address)
+        _ = url.port
+    except ValueError:
+        return False
+    return url.scheme in {"http", "https"} and bool(url.hostname) and not (url.username or url.query or url.fragment)
 
 
 def _repeated(table: str, what: str, names: Iterable[str]) -> Iterator[Problem]:

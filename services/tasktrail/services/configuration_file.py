@@ -27,8 +27,10 @@ from tasktrail.services.configuration import (
     McpServer,
     Operator,
     Privacy,
+    Responders,
     Retention,
     Table,
+    Tlog,
     Tool,
 )
 from tasktrail.services.configuration_wording import complaint
@@ -43,10 +45,18 @@ LISTS: Mapping[str, type[Table]] = {
     "operators": Operator,
 }
 """Tables of which there may be several: `[[issuers]]`."""
-TABLES: Mapping[str, type[Table]] = {"retention": Retention, "limits": Limits, "privacy": Privacy}
+TABLES: Mapping[str, type[Table]] = {
+    "retention": Retention,
+    "limits": Limits,
+    "privacy": Privacy,
+    "tlog": Tlog,
+    "responders": Responders,
+}
 """Tables of which there is one: `[retention]`."""
 PATHS = frozenset({"data", "nats_credentials", "nats_server", "introspection_secret_file"})
 """Fields that name a file or directory."""
+PLACES = frozenset({"copies"})
+"""Lists whose members name a directory, or are addresses."""
 
 _AT = re.compile(r" \((at line (?P<line>\d+), column (?P<column>\d+)|at end of document)\)$")
 
@@ -197,6 +207,9 @@ class _Reader:
 
     def _value(self, key: str, kind: Any, value: object) -> object:  # noqa: ANN401 - a type
         """The value as its type. Raises msgspec.ValidationError."""
+        if key in PLACES:
+            named = msgspec.convert(value, kind)
+            return tuple(one if "://" in one else str(self._folder / Path(one).expanduser()) for one in named)
         if key not in PATHS:
             return msgspec.convert(value, kind)
         text = msgspec.convert(value, str)

@@ -74,12 +74,12 @@ def _row(row: msgspec.Struct) -> dict[str, Any]:
 def _plain(name: str, value: object) -> Any:  # noqa: ANN401 - whatever JSON and TOML share
     if name == "sha256":
         return f"{str(value)[:DIGEST_SHOWN]}…"
-    if name == "nats_url":
-        return without_passwords(str(value))
+    if name in {"nats_url", "copies"} and isinstance(value, str):
+        return without_passwords(value)
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, tuple):
-        return list(cast("tuple[object, ...]", value))
+        return [_plain(name, one) for one in cast("tuple[object, ...]", value)]
     return _row(value) if isinstance(value, msgspec.Struct) else msgspec.to_builtins(value)
 
 

@@ -223,6 +223,11 @@ class Governance:
         """The policy with this digest, if it was ever activated."""
         return self._texts.get(sha256)
 
+    def policy_called(self, version: str) -> PolicyActivated | None:
+        """A policy that was activated under this name; the latest, should there be several."""
+        named = [one for one in self._texts.values() if one.version == version]
+        return named[-1] if named else None
+
     async def record(self, event: GovernanceEvent, authority: Authority) -> str:
         """Append the event, and apply it here before this returns. Returns the id of its entry.
 

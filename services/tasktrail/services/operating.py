@@ -132,11 +132,13 @@ class Operating:
         self._refuse_the_responders_own(order, asker)
         events = self._revocations(order)
         authority = await self._admission.admitted(asker, Action.REVOKE, "revoke", tenant=order.tenant)
-        entry, named = "", 0
+        tasks = sum(len(self._inventory.named(revocation_of(event))) for event in events)
+        if held := self._governance.revocations.same_as(revocation_of(events[0])):
+            return Revoked(revocation=held.id, kind=order.kind, entry="", tasks=tasks)
+        entry = ""
         for event in events:
             entry = await self._governance.record(event, authority)
-            named += len(self._inventory.named(revocation_of(event)))
-        return Revoked(revocation=events[0].revocation, kind=order.kind, entry=entry, tasks=named)
+        return Revoked(revocation=events[0].revocation, kind=order.kind, entry=entry, tasks=tasks)
 
     @staticmethod
     def _refuse_the_responders_own(order: RevokeOrder, asker: Asker) -> None:
@@ -218,7 +220,7 @@ class Operating:
             RevocationShown(**msgspec.structs.asdict(one), handles=len(self._inventory.named(one)))
             for one in self._governance.revocations.all()
         ]
-        await self._admission.note_query(authority, "revocations", {}, len(shown))
+        await self._admission.note_query(authority, "revocations", {}, len(shown), case_id=asker.case_id)
         return shown
 
     async def handles(self, wanted: HandleFilter, most: int, asker: Asker) -> list[HandleShown]:
@@ -232,7 +234,7 @@ class Operating:
         newest = heapq.nlargest(most, matching, key=lambda one: (one.created_at_ms, one.task_ref))
         shown = [self._shown(one, now) for one in newest]
         asked = {name: str(value) for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
-        await self._admission.note_query(authority, "handles", asked, len(shown))
+        await self._admission.note_query(authority, "handles", asked, len(shown), case_id=asker.case_id)
         return shown
 
     def _shown(self, handle: Handle, now: int) -> HandleShown:

@@ -14,11 +14,15 @@ from collections.abc import Iterable
 
 import msgspec
 
+from tasktrail.events.errors import InvalidRequest
 from tasktrail.services.access.claims import digest
 from tasktrail.services.configuration import RIGHTS, Operator
 
 RESPONDER = "responder"
 """The name of whoever holds the responder token of the data directory."""
+CASE_HEADER = "Tasktrail-Case"
+"""The header of a request that names the case it belongs to, in UTF-8."""
+CASE_MAX = 200
 
 
 class Person(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,13 +37,26 @@ class Asker(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks: an operator, by the `digest` of the token presented (`token_hash`) and the peer address.
 
     `operator` is their name, "responder" for the holder of the data directory's own token; `rights`: see
-    `configuration.RIGHTS`.
+    `configuration.RIGHTS`; `case_id` names the matter in which they ask, empty when they do not say.
     """
 
     token_hash: str
     address: str
     operator: str = RESPONDER
     rights: tuple[str, ...] = RIGHTS
+    case_id: str = ""
+
+
+def case_of(text: str) -> str:
+    """The case that a request names.
+
+    Raises:
+        InvalidRequest: it is longer than `CASE_MAX` characters, or has some that do not print.
+    """
+    if len(text) > CASE_MAX or not text.isprintable():
+        message = f"a case ({CASE_HEADER}, --case) is at most {CASE_MAX} printable characters on one line"
+        raise InvalidRequest(message)
+    return text
 
 
 class Operators:

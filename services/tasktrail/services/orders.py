@@ -139,7 +139,10 @@ class Became(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Revoked(msgspec.Struct, frozen=True, kw_only=True):
-    """A revocation that holds now; `tasks` it concerns at this moment. For a handle, `became` says what it came to."""
+    """A revocation that holds now; `tasks` it concerns at this moment. For a handle, `became` says what it came to.
+
+    `entry` is empty when one that names the same held already: `revocation` is that one's, and nothing was recorded.
+    """
 
     revocation: str = ""
     kind: str

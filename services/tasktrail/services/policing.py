@@ -42,6 +42,19 @@ class NoSuchEntry(TasktrailError):
         super().__init__("no entry on this trail has this id; a timeline shows the ids of a task's entries")
 
 
+class VersionTaken(TasktrailError):
+    """Another text was activated under this name: decisions that name it would be told apart by their digest only."""
+
+    http_status = 409
+    reason = "version_taken"
+
+    def __init__(self, known: PolicyActivated) -> None:
+        super().__init__(
+            f"version {known.version} is another policy ({known.sha256[:12]}); call this one otherwise. "
+            "Nothing was activated"
+        )
+
+
 class Policing:
     """Carries out operators' orders about the policy. `entry(id)` gives an entry's bytes, None when there is none."""
 
@@ -60,6 +73,7 @@ class Policing:
         """Decide by this policy from now on: here when this returns, elsewhere within a second.
 
         Raises:
+            VersionTaken: another text was activated under this name.
             InvalidPolicy: the text is not valid, or would lock this operator or "responder" out; nothing was activated.
         """
         authority = await self._admission.admitted(asker, Action.ACTIVATE, "activate")
@@ -71,6 +85,9 @@ class Policing:
         ]:
             raise InvalidPolicy(list(dict.fromkeys(problems)))
         sha256 = hashlib.sha256(order.text.encode()).hexdigest()
+        known = self._governance.policy_called(order.version)
+        if known is not None and known.sha256 != sha256:
+            raise VersionTaken(known)
         event = PolicyActivated(
             at_ms=self._ledger.now(),
             version=order.version,

@@ -61,12 +61,18 @@ class Reading:
             ),
             "governance": Part(ready=service.governance.ready, position=service.governance.position),
             "timekeeper": Part(ready=service.timekeeper.ready),
+            "notary": Part(
+                ready=service.notary.ready,
+                position=service.notary.size,
+                behind=service.notary.behind,
+                detail=service.notary.detail,
+            ),
         }
         return Readiness(ready=all(part.ready for part in parts.values()), parts=parts)
 
     async def timeline(self, task: str, asker: Asker) -> Timeline | None:
         """The timeline of the task with this reference or id."""
-        await self._catch_up()
+        await catch_up(self._service)
         store = self._service.auditor.store
         ref = task if is_task_ref(task) else ""
         found = await asyncio.to_thread(store.timeline, ref) if ref else None
@@ -82,7 +88,7 @@ class Reading:
         """Tasks, the newest first."""
         sub = self._service.operating.recorded_subject(wanted.tenant, wanted.iss, wanted.sub)
         wanted = msgspec.structs.replace(wanted, sub=sub)
-        await self._catch_up()
+        await catch_up(self._service)
         found: Sequence[TaskShown] = await asyncio.to_thread(self._service.auditor.store.tasks, wanted, most=most)
         asked = {name: str(value) for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
         await self._service.admission.read(asker, "tasks", asked, len(found), tenant=wanted.tenant or "")
@@ -104,16 +110,21 @@ class Reading:
             at = max(at, until)
             yield Batch(steps=steps, until=at)
 
-    async def _catch_up(self) -> None:
-        """Bring the audit store to what the trail holds now, or as near as `FRESH_WITHIN_S` allows."""
-        try:
-            async with asyncio.timeout(FRESH_WITHIN_S):
-                await self._service.recorder.flush()
-                last = await self._service.last_sequence()
-        except (TimeoutError, NatsError, APIError, OSError) as error:
-            message = (
-                "the broker is away, so this reading cannot be recorded; try again. "
-                "With the service stopped, the same command reads the store without recording it"
-            )
-            raise Unavailable(message) from error
-        await self._service.auditor.wait_for(last, FRESH_WITHIN_S)
+
+async def catch_up(service: Service) -> None:
+    """Bring the audit store to what the trail holds now, or as near as `FRESH_WITHIN_S` allows; folded runs too.
+
+    Raises:
+        Unavailable: the broker is away.
+    """
+    try:
+        async with asyncio.timeout(FRESH_WITHIN_S):
+            await service.recorder.flush()
+            last = await service.last_sequence()
+    except (TimeoutError, NatsError, APIError, OSError) as error:
+        message = (
+            "the broker is away, so this reading cannot be recorded; try again. "
+            "With the service stopped, the same command reads the store without recording it"
+        )
+        raise Unavailable(message) from error
+    await service.auditor.wait_for(last, FRESH_WITHIN_S)

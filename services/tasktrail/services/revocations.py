@@ -82,6 +82,11 @@ class Revocations:
             for other in self._aliases(tenant, one):
                 aliased.setdefault(other, {})[one.id] = one
 
+    def same_as(self, one: Revocation) -> Revocation | None:
+        """One that holds and names the very same as this, whatever its id, its reason and its time."""
+        name = _name(one)
+        return next(iter(self._by_name.get(name, {}).values()), None) if name is not None else None
+
     def remove(self, revocation: str) -> None:
         """From now on it does not."""
         self._lifted.add(revocation)

@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -46,15 +46,18 @@ from tasktrail.services.admission import Admission
 from tasktrail.services.auditor import Auditor
 from tasktrail.services.broker import Broker, BrokerFailed, StoreBusy, require_api_level
 from tasktrail.services.bus import make_bus
+from tasktrail.services.clearing import without_task_ids
 from tasktrail.services.clock import now_ms
 from tasktrail.services.connection import Connection
+from tasktrail.services.durable import replace
 from tasktrail.services.ending import end
 from tasktrail.services.enforcement import Enforcement
 from tasktrail.services.governance import Governance
 from tasktrail.services.inventory import Inventory, each_current
-from tasktrail.services.keyring import Keyring
+from tasktrail.services.keyring import Keyring, base64url, kid_of
 from tasktrail.services.ledger import Ledger
 from tasktrail.services.messages import Said, Signal, signal_subject
+from tasktrail.services.notary import Notary
 from tasktrail.services.operating import Operating
 from tasktrail.services.policing import Policing
 from tasktrail.services.projector import Projector
@@ -73,6 +76,7 @@ ADAPTER_FILE = "adapter.json"
 _MARKER = "streams-created"
 _RUNNING = "running"
 _ANNOUNCED = "signing-key-announced"
+_CHECKPOINT_ANNOUNCED = "checkpoint-key-announced"
 _PORT = "nats.port"
 _BEAT_S = 1.0
 RESTARTS_MAX = 5
@@ -97,6 +101,7 @@ class Service:
         self.ledger: Ledger
         self.projector: Projector
         self.auditor: Auditor
+        self.notary: Notary
         self.nc: Client
         self.js: JetStreamContext
         self.broker: Broker | None = None
@@ -131,6 +136,7 @@ class Service:
         await require_api_level(self.nc, trail.API_LEVEL)
         self.js = self.nc.jetstream()
         await self._streams()
+        Keyring.complete(self.settings.data)
         self.keyring = Keyring.open(self.settings.data)
         self._build()
         self._stack.callback(self._stopped)
@@ -146,12 +152,12 @@ class Service:
         port = int(kept.read_text()) if kept.exists() and kept.read_text().strip().isdigit() else 0
         self.broker = _start_broker(data / "nats", self.settings.nats_server, port)
         self._stack.callback(self._stop_broker)
-        _write_private(kept, str(self.broker.port).encode())
+        replace(kept, str(self.broker.port).encode())
         for name, options in (
             (ADAPTER_FILE, self.broker.adapter_connect_options()),
             (READER_FILE, self.broker.reader_connect_options()),
         ):
-            _write_private(data / name, msgspec.json.encode(Connection(**options)))
+            replace(data / name, msgspec.json.encode(Connection(**options)))
         return Connection(**self.broker.connect_options())
 
     def _stop_broker(self) -> None:
@@ -210,7 +216,7 @@ class Service:
         self.timekeeper = Timekeeper(
             self.nc, self.js, self.ledger, self.states, settings, shredder, standing=self._standing
         )
-        self.admission = Admission(self.ledger, self.policies, self.governance)
+        self.admission = Admission(self.ledger, self.policies, self.governance, self._cleared)
         self.operating = Operating(
             self.admission,
             self.governance,
@@ -224,6 +230,9 @@ class Service:
 
     def _standing(self, task: Task) -> Standing:
         return self.governance.standing(task, self.ledger.now())
+
+    def _cleared(self, texts: Mapping[str, str]) -> dict[str, str]:
+        return without_task_ids(texts, self.keyring.ref, self.auditor.store)
 
     async def _entry(self, entry_id: str) -> bytes | None:
         return await asyncio.to_thread(self.auditor.store.entry, entry_id)
@@ -250,7 +259,17 @@ class Service:
         endpoint = commands.serve(bus, self.desk, self.nc.publish, payload_max_bytes=self.settings.payload_max_bytes)
         store = await asyncio.to_thread(AuditStore.open, self.settings.data / AUDIT_FILE)
         self._stack.push_async_callback(asyncio.to_thread, store.close)
-        self.auditor = Auditor(self.nc, store)
+        self.notary = Notary(
+            self.settings.data,
+            self.keyring,
+            self.nc,
+            self.settings.tlog,
+            note=self._note,
+            position=lambda: store.last_seq,
+        )
+        self._stack.push_async_callback(self.notary.stop)
+        await self.notary.start()
+        self.auditor = Auditor(self.nc, store, also=self.notary.take)
         await self.auditor.start()
         self._stack.push_async_callback(self.auditor.stop)
         await self.timekeeper.start()
@@ -267,18 +286,16 @@ class Service:
 
     async def _record_start(self) -> None:
         """What the trail should know of this start: a key not seen on it yet, and a crash before it."""
-        running, announced = self.settings.data / _RUNNING, self.settings.data / _ANNOUNCED
+        running = self.settings.data / _RUNNING
         at_ms = now_ms()
-        events: list[Event] = []
-        if not announced.exists() or announced.read_text() != self.keyring.kid:
-            key = KeyActivated(
-                at_ms=at_ms,
-                purpose="signing",
-                kid=self.keyring.kid,
-                algorithm="Ed25519",
-                public_key=self.keyring.public_key,
-            )
-            events.append(key)
+        announced, checkpoint = self.settings.data / _ANNOUNCED, self.settings.data / _CHECKPOINT_ANNOUNCED
+        oldest = self.keyring.oldest()
+        keys = {announced: _key(at_ms, "signing", self.keyring.public)}
+        keys[checkpoint] = _key(at_ms, "checkpoint", self.keyring.checkpoint_publics[0])
+        new = {file: key for file, key in keys.items() if not file.exists() or file.read_text() != key.kid}
+        events: list[Event] = [*new.values()]
+        if not announced.exists() and oldest.kid != self.keyring.kid:  # it signs the announcement: who is it?
+            events.insert(0, _key(at_ms, "signing", oldest.public))
         if running.exists():
             gap = GapFound(
                 at_ms=at_ms,
@@ -290,7 +307,8 @@ class Service:
             events.append(gap)
         if events:
             await self._note(tuple(events))
-        _write_private(announced, self.keyring.kid.encode())
+        for file, key in new.items():
+            replace(file, key.kid.encode())
         running.touch(mode=0o600)
         self._marked = True
 
@@ -397,10 +415,7 @@ def _start_broker(store: Path, binary: Path | None, port: int) -> Broker:
         return Broker.start(store, binary=binary)
 
 
-def _write_private(path: Path, content: bytes) -> None:
-    """Replace a file that only its owner can read."""
-    fresh = path.with_suffix(path.suffix + ".new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-    fresh.replace(path)
+def _key(at_ms: int, purpose: str, public: bytes) -> KeyActivated:
+    return KeyActivated(
+        at_ms=at_ms, purpose=purpose, kid=kid_of(public), algorithm="Ed25519", public_key=base64url(public)
+    )

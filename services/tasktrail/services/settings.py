@@ -26,7 +26,9 @@ from tasktrail.services.configuration import (
     McpServer,
     Operator,
     Privacy,
+    Responders,
     Retention,
+    Tlog,
     Tool,
 )
 from tasktrail.services.configuration_checks import Tables, problems
@@ -45,7 +47,7 @@ ENV_PREFIX = "TASKTRAIL_"
 CONFIG = "TASKTRAIL_CONFIG"
 """Names the configuration file where the command line does not."""
 
-_OTHERS = {CONFIG, "TASKTRAIL_CONNECT"}
+_OTHERS = {CONFIG, "TASKTRAIL_CASE", "TASKTRAIL_CONNECT"}
 """Variables that are no settings: which file to read, and what adapters read."""
 
 MINUTE_MS = 60_000
@@ -88,6 +90,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retention: Retention = Retention()
     limits: Limits = Limits()
     privacy: Privacy = Privacy()
+    tlog: Tlog = Tlog()
+    responders: Responders = Responders()
 
     @property
     def embedded(self) -> bool:
@@ -125,6 +129,8 @@ DESCRIBED: dict[str, str] = {
     "retention": "how long a handle opens a task that has ended, and how long its payloads are kept; file only",
     "limits": "what one principal and one tenant may have at once or in a minute; file only",
     "privacy": "whose subjects and addresses are recorded as pseudonyms; file only",
+    "responders": "what one statement of responders' own SQL may take; file only",
+    "tlog": "how often checkpoints are signed, and who else keeps or cosigns them; file only",
 }
 """What each setting is for. The environment variable of a flat one is its upper-case name behind `TASKTRAIL_`."""
 

@@ -7,7 +7,7 @@ an id. Every failure is one of ours and says what to do.
 
     with open_source(data, url="") as source:
         source.timeline(task)
-    with open_service(data, url="", token_file=None) as service:
+    with open_service(data, url="", token_file=None, case="INC-7") as service:
         service.order("/holds", HoldOrder(…), Governed)
 """
 
@@ -33,6 +33,7 @@ from tasktrail.services.http.edge import UNAUTHORISED
 from tasktrail.services.http.problems import Problem
 from tasktrail.services.http.tailing import BEAT_S
 from tasktrail.services.keyring import Keyring, KeyringError
+from tasktrail.services.operators import CASE_HEADER, case_of
 from tasktrail.services.orders import NoSuchTask
 
 ANSWER_WITHIN_S = 30.0
@@ -81,36 +82,37 @@ class Source(Protocol):
 
 
 @contextlib.contextmanager
-def open_source(data: Path, url: str = "") -> Generator[Source]:
-    """The service at `url`, or the one that runs on `data`, or the store in `data`.
+def open_source(data: Path, url: str = "", token_file: Path | None = None, case: str = "") -> Generator[Source]:
+    """The service at `url`, or the one that runs on `data`, or the store in `data`; as `open_service` for the former.
 
     Raises:
-        NoTrail, ResponderError, Unreachable, AuditStoreError: see there.
+        NoTrail, ResponderError, Unreachable, AuditStoreError, Refused, InvalidRequest: see there.
     """
+    case_of(case)
     running = None if url else responder.find(data)
     if not url and running is None:
         with _open_store(data) as store:
             yield store
         return
-    base = url or (running.url if running else "")
-    with ServiceSource(base, responder.read_token(data)) as service:
+    with open_service(data, url or (running.url if running else ""), token_file, case) as service:
         yield service
 
 
 @contextlib.contextmanager
-def open_service(data: Path, url: str, token_file: Path | None) -> Generator["ServiceSource"]:
+def open_service(data: Path, url: str, token_file: Path | None, case: str = "") -> Generator["ServiceSource"]:
     """The service at `url`, or the one that runs on `data`, as the operator whose token `token_file` holds (None: the
-    responder token of `data`).
+    responder token of `data`), in the matter that `case` names.
 
     Raises:
         Unreachable, ResponderError, Refused: no service runs there; there is no token that may be used.
+        InvalidRequest: the case cannot be recorded.
     """  # noqa: D205 - one paragraph
     running = None if url else responder.find(data)
     if not url and running is None:
         message = f"no service runs on {data}, and what operators do is recorded; start it: tasktrail up --data {data}"
         raise Unreachable(message)
     token = responder.read_token(data) if token_file is None else _operator_token(token_file)
-    with ServiceSource(url or (running.url if running else ""), token, token_file) as service:
+    with ServiceSource(url or (running.url if running else ""), token, token_file, case) as service:
         yield service
 
 
@@ -131,11 +133,14 @@ def _operator_token(path: Path) -> str:
 
 
 class ServiceSource:
-    """A running service. `token_file` is where the token came from, None for the responder's own."""
+    """A running service. `token_file` is where the token came from, None for the responder's own.
+
+    `case` names the matter in which is asked: it is recorded with every reading.
+    """
 
     note = ""
 
-    def __init__(self, url: str, token: str, token_file: Path | None = None) -> None:
+    def __init__(self, url: str, token: str, token_file: Path | None = None, case: str = "") -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             message = f"{url} is no http or https address of a service"
@@ -143,7 +148,7 @@ class ServiceSource:
         self._url, self._token_file = url, token_file
         self._client = httpx.Client(
             base_url=url,
-            headers={"Authorization": f"Bearer {token}"},
+            headers=_headers(token, case),
             timeout=httpx.Timeout(ANSWER_WITHIN_S, connect=CONNECT_WITHIN_S),
             trust_env=not is_loopback(parts.hostname),
         )
@@ -203,12 +208,12 @@ class ServiceSource:
         parameters = {name: value for name, value in told.items() if value is not None}
         return self._read(self._ask("GET", f"/api/v1{path}", params=parameters), kind)
 
-    def order(self, path: str, order: msgspec.Struct, kind: type[T]) -> T:
-        """What `POST /api/v1{path}` answers to this order. Raises as `ask`."""
+    def order(self, path: str, order: msgspec.Struct, kind: type[T], within_s: float = ANSWER_WITHIN_S) -> T:
+        """What `POST /api/v1{path}` answers to this order, within so many seconds. Raises as `ask`."""
         headers = {"Content-Type": "application/json"}
-        return self._read(
-            self._ask("POST", f"/api/v1{path}", content=msgspec.json.encode(order), headers=headers), kind
-        )
+        body = msgspec.json.encode(order)
+        timeout = httpx.Timeout(within_s, connect=CONNECT_WITHIN_S)
+        return self._read(self._ask("POST", f"/api/v1{path}", content=body, headers=headers, timeout=timeout), kind)
 
     def _ask(self, method: str, path: str, **content: Any) -> httpx.Response:  # noqa: ANN401 - httpx's own
         try:
@@ -241,11 +246,17 @@ class ServiceSource:
             return Unreachable(f"what answers at {self._url} is no tasktrail: it says {answer.status_code}")
         if problem.reason == UNAUTHORISED and self._token_file is not None:
             return Refused(f"the token in {self._token_file} is no operator's of the service at {self._url}")
-        if answer.status_code in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
+        if answer.status_code in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.GONE}:
             return NotDone(problem.detail)
         if problem.reason == UNAUTHORISED:
             return Refused(f"the service at {self._url} has another responder token; name its data directory (--data)")
-        return Unreachable(problem.detail) if answer.is_server_error else Refused(problem.detail)
+        later = answer.is_server_error or problem.retriable
+        return Unreachable(problem.detail) if later else Refused(problem.detail)
+
+
+def _headers(token: str, case: str) -> dict[bytes, bytes]:
+    headers = {b"Authorization": f"Bearer {token}".encode()}
+    return headers | ({CASE_HEADER.encode(): case_of(case).encode()} if case else {})
 
 
 def _problem(answer: httpx.Response) -> Problem | None:

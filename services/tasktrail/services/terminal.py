@@ -17,8 +17,16 @@ import msgspec
 import typer
 from rich.console import Console
 
+import tasktrail.services.terminal_archive as archive
+import tasktrail.services.terminal_bundle as bundle
 import tasktrail.services.terminal_operations as operations
+import tasktrail.services.terminal_query as queries
+import tasktrail.services.terminal_replay as replay
 import tasktrail.services.terminal_setup as setup
+import tasktrail.services.terminal_sql as sql
+import tasktrail.services.terminal_unseal as unseal
+import tasktrail.services.terminal_verify as verify
+import tasktrail.services.terminal_witness as witness
 from tasktrail.events.errors import TasktrailError, Unavailable
 from tasktrail.events.facts import Status
 from tasktrail.projections.audit.errors import StoreBusy
@@ -35,6 +43,7 @@ from tasktrail.services.cli import (
 from tasktrail.services.rendering import TailView, TasksView, TimelineView, show
 from tasktrail.services.settings import load
 from tasktrail.services.sources import Source, open_source
+from tasktrail.services.terminal_service import As, Case, Data, Json, Url
 
 TASK_BYTES_MAX = 4_096
 
@@ -48,18 +57,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Data = Annotated[
-    Path | None,
-    typer.Option("--data", help="Data directory; default TASKTRAIL_DATA or .tasktrail.", show_default=False),
-]
 Config = Annotated[
     Path | None,
     typer.Option("--config", help="Configuration file; default TASKTRAIL_CONFIG, else none.", show_default=False),
 ]
-Url = Annotated[
-    str, typer.Option("--url", help="Ask the service at this address instead; the token is the data directory's.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the document and nothing else.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -116,16 +117,18 @@ def demo(
 
 
 @app.command()
-def timeline(
+def timeline(  # noqa: PLR0913 - one for each option
     task: Annotated[str, typer.Argument(help="A task's reference or id; - reads it from standard input.")],
     *,
     as_json: Json = False,
+    case: Case = "",
     data: Data = None,
     url: Url = "",
+    as_file: As = None,
 ) -> None:
     """Show one task's history: who authorised each step."""
     asked = _from_standard_input() if task == "-" else task
-    with _told(), _source(data, url) as source:
+    with _told(), _source(data, url, as_file, case) as source:
         found = source.timeline(asked)
         _note(source)
         if found is None:
@@ -157,8 +160,10 @@ def tasks(  # noqa: PLR0913 - one for each filter
     before: Annotated[int | None, typer.Option(min=0, help="The next page: the last task's first_seq.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1_000)] = 100,
     as_json: Json = False,
+    case: Case = "",
     data: Data = None,
     url: Url = "",
+    as_file: As = None,
 ) -> None:
     """List tasks, the newest first."""
     wanted = TaskFilter(
@@ -172,7 +177,7 @@ def tasks(  # noqa: PLR0913 - one for each filter
         live=live,
         before=before,
     )
-    with _told(), _source(data, url) as source:
+    with _told(), _source(data, url, as_file, case) as source:
         found = source.tasks(wanted, limit)
         _note(source)
         if as_json:
@@ -187,15 +192,17 @@ def tasks(  # noqa: PLR0913 - one for each filter
 
 
 @app.command()
-def tail(
+def tail(  # noqa: PLR0913 - one for each option
     *,
     since: Annotated[int | None, typer.Option(min=0, help="After this sequence; default: from now on.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a line.")] = False,
+    case: Case = "",
     data: Data = None,
     url: Url = "",
+    as_file: As = None,
 ) -> None:
     """Follow what is recorded, as it is recorded, until Ctrl-C."""
-    with _told(), _source(data, url) as source:
+    with _told(), _source(data, url, as_file, case) as source:
         _follow(source.tail(since), as_json=as_json)
 
 
@@ -220,8 +227,8 @@ def _from_standard_input() -> str:
 
 
 @contextlib.contextmanager
-def _source(data: Path | None, url: str) -> Generator[Source]:
-    with open_source(load(os.environ, data=data).data, url) as source:
+def _source(data: Path | None, url: str, as_file: Path | None, case: str) -> Generator[Source]:
+    with open_source(load(os.environ, data=data).data, url, as_file, case) as source:
         yield source
 
 
@@ -257,4 +264,12 @@ def _print_json(document: Any) -> None:  # noqa: ANN401 - any document
 
 
 operations.register(app)
+queries.register(app)
+archive.register(app)
+sql.register(app)
+unseal.register(app)
+bundle.register(app)
 setup.register(app)
+verify.register(app)
+replay.register(app)
+witness.register(app)

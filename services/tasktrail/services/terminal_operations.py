@@ -134,9 +134,11 @@ def handle(  # noqa: PLR0913 - one for each option
 
 
 @revoke.command("list")
-def revocations(*, as_json: Json = False, data: Data = None, url: Url = "", as_file: As = None) -> None:
+def revocations(
+    *, case: Case = "", as_json: Json = False, data: Data = None, url: Url = "", as_file: As = None
+) -> None:
     """List the revocations that hold."""
-    with service_as(data, url, as_file) as service:
+    with service_as(data, url, as_file, case) as service:
         found = service.ask("/revocations", list[orders.RevocationShown])
         if as_json:
             print_json(found)
@@ -163,6 +165,8 @@ def _revoke(  # noqa: PLR0913, PLR0917 - what all its commands have
             print_json(done)
         elif done.became is not None:
             say(f"handle of {done.became.task}: {done.became.outcome}")
+        elif not done.entry:
+            say(f"revocation {done.revocation} names them already; nothing was recorded")
         else:
             say(f"revoked; {done.tasks} handles are concerned. To end it: tasktrail lift {done.revocation} --reason …")
 
@@ -199,13 +203,15 @@ def handles(  # noqa: PLR0913 - one for each filter
         bool | None, typer.Option("--lapsed/--standing", help="Only those whose creator's authority has ended, or not.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=orders.TASKS_MAX)] = 100,
+    refs: Annotated[bool, typer.Option("--refs", help="Print references alone, one a line: for `cancel -`.")] = False,
+    case: Case = "",
     as_json: Json = False,
     data: Data = None,
     url: Url = "",
     as_file: As = None,
 ) -> None:
     """List the handles that still open something, the newest first."""
-    with service_as(data, url, as_file) as service:
+    with service_as(data, url, as_file, case) as service:
         wanted = {"tenant": tenant, "server": server, "tool": tool, "iss": iss, "sub": sub, "client_id": client_id}
         found = service.ask("/handles", list[orders.HandleShown], **wanted, live=live, lapsed=lapsed, limit=limit)
         if as_json:
@@ -214,7 +220,11 @@ def handles(  # noqa: PLR0913 - one for each filter
         if not found:
             complain("no handle matches")
             return
-        show(console(), HandlesView(found, now=datetime.now(UTC)))
+        if refs:
+            for one in found:
+                say(one.task_ref)
+        else:
+            show(console(), HandlesView(found, now=datetime.now(UTC)))
         if len(found) == limit:
             complain(f"there may be more: --limit {orders.TASKS_MAX} at most, or filter")
 
@@ -238,7 +248,7 @@ def cancel(  # noqa: PLR0913 - one for each option
             print_json(became)
         else:
             for number, one in enumerate(became, start=1):
-                say(f"{one.task or f'the {number}. task'}  {one.outcome}  {one.entry or one.reason}")
+                say("  ".join(filter(None, (one.task or f"the {number}. task", one.outcome, one.reason, one.entry))))
     if any(one.outcome != "accepted" for one in became):
         raise typer.Exit(EXIT_NOT_FOUND)
 

@@ -70,9 +70,11 @@ def activate_policy(  # noqa: PLR0913 - one for each option
 
 
 @policy.command("show")
-def show_policy(*, as_json: Json = False, data: Data = None, url: Url = "", as_file: As = None) -> None:
+def show_policy(
+    *, case: Case = "", as_json: Json = False, data: Data = None, url: Url = "", as_file: As = None
+) -> None:
     """Print the policy that decides now."""
-    with service_as(data, url, as_file) as service:
+    with service_as(data, url, as_file, case) as service:
         now = service.ask("/policy", orders.PolicyShown)
         if as_json:
             print_json(now)
@@ -91,13 +93,14 @@ def explain_decision(  # noqa: PLR0913 - one for each option
     entry: Annotated[str, typer.Argument(help="The id of an entry, as a timeline's --json shows it.")],
     *,
     today: Annotated[bool, typer.Option("--today", help="Under the policy of today, not the one of then.")] = False,
+    case: Case = "",
     as_json: Json = False,
     data: Data = None,
     url: Url = "",
     as_file: As = None,
 ) -> None:
     """Make the decision of an entry again, from what it was made from. Exit code 1 when it comes out otherwise."""
-    with service_as(data, url, as_file) as service:
+    with service_as(data, url, as_file, case) as service:
         order = ordered(orders.ExplainOrder, entry=entry, today=today)
         found = service.order("/policy/explain", order, orders.Explained)
         if as_json:

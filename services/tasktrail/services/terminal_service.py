@@ -9,6 +9,7 @@ Guarantees: as `terminal.py`: a foreseen failure is one line on standard error a
 import contextlib
 import getpass
 import os
+import re
 import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from tasktrail.events.errors import InvalidRequest, TasktrailError, Unavailable
 from tasktrail.projections.audit.sentences import printable
+from tasktrail.services.broker import BrokerError
 from tasktrail.services.cli import EXIT_INTERRUPTED, EXIT_NOT_FOUND, EXIT_UNAVAILABLE, EXIT_USAGE, complain
 from tasktrail.services.settings import load
 from tasktrail.services.sources import NotDone, ServiceSource, open_service
@@ -39,7 +41,7 @@ As = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the document and nothing else.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why, in words for the trail; at least 3 characters.")]
-Case = Annotated[str, typer.Option("--case", help="The case it belongs to.")]
+Case = Annotated[str, typer.Option("--case", envvar="TASKTRAIL_CASE", help="The case it belongs to.", show_envvar=True)]
 
 
 def ordered(kind: type[T], /, **members: object) -> T:
@@ -47,7 +49,18 @@ def ordered(kind: type[T], /, **members: object) -> T:
     try:
         return msgspec.convert(members, kind)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(str(error).replace("$.", "--")) from None
+        raise InvalidRequest(_MEMBER.sub(_option, str(error))) from None
+
+
+_MEMBER = re.compile(r"\$\.(\w+)")
+_OPTIONS = {"case_id": "--case", "rights": "--right", "token_hash": "--hash", "until_ms": "--until"}
+_ARGUMENTS = frozenset({"entry", "grant", "hold", "revocation", "task", "tasks", "text"})
+
+
+def _option(member: re.Match[str]) -> str:
+    """What a person typed where an order has this member."""
+    name = member[1]
+    return _OPTIONS.get(name) or (name.upper() if name in _ARGUMENTS else f"--{name.replace('_', '-')}")
 
 
 def task_of(task: str) -> str:
@@ -90,9 +103,9 @@ def text_of(file: Path) -> str:
 
 
 @contextlib.contextmanager
-def service_as(data: Path | None, url: str, as_file: Path | None) -> Generator[ServiceSource]:
-    """The running service, as the operator with this token."""
-    with told(), open_service(load(os.environ, data=data).data, url, as_file) as service:
+def service_as(data: Path | None, url: str, as_file: Path | None, case: str = "") -> Generator[ServiceSource]:
+    """The running service, as the operator with this token, in this case."""
+    with told(), open_service(load(os.environ, data=data).data, url, as_file, case) as service:
         yield service
 
 
@@ -104,11 +117,20 @@ def told() -> Generator[None]:
     except Unavailable as error:
         complain(error.message)
         raise typer.Exit(EXIT_UNAVAILABLE) from None
+    except BrokerError as error:
+        complain(str(error))
+        raise typer.Exit(EXIT_UNAVAILABLE) from None
     except NotDone as error:
         complain(error.message)
         raise typer.Exit(EXIT_NOT_FOUND) from None
     except TasktrailError as error:
         complain(error.message)
+        raise typer.Exit(EXIT_USAGE) from None
+    except OSError as error:
+        if error.errno is None or isinstance(error, BrokenPipeError):  # not the system's, or `cli.main` ends quietly
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        complain(f"cannot read or write{where}: {error.strerror}")
         raise typer.Exit(EXIT_USAGE) from None
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -12,6 +12,7 @@ From a coroutine on the main thread, when the service is stopped: the broker is 
 """
 
 import contextlib
+import secrets
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,9 +85,14 @@ class TrailReader:
             opt_start_seq=first,
             ack_policy=api.AckPolicy.NONE,
             inactive_threshold=_FORGOTTEN_S,
+            name=f"reading-{secrets.token_hex(8)}",
         )
+        js = JetStreamContext(self.nc)
         try:
-            consumer = await JetStreamContext(self.nc).pull_subscribe(">", stream=TRAIL, config=config)
+            made = await js.add_consumer(TRAIL, config)
+            if made.num_pending == 0:
+                return  # what there was from `first` on is gone
+            consumer = await js.pull_subscribe_bind(made.name, TRAIL)
             try:
                 while True:
                     found = await fetch(consumer, batch, timeout_s=_READ_S)

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from typing import Any
 
 import uvloop
+from litestar.handlers import HTTPRouteHandler
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -23,15 +24,25 @@ from tasktrail.events.errors import TasktrailError
 from tasktrail.events.subjects import TRAIL
 from tasktrail.services import responder, trail
 from tasktrail.services.broker import BrokerError, end_child, require_api_level
+from tasktrail.services.bundling import Bundling
 from tasktrail.services.clock import now_ms, rfc3339
 from tasktrail.services.connection import Connection
+from tasktrail.services.exporting import Exporting
+from tasktrail.services.free_sql import FreeSql
+from tasktrail.services.handing_out import HandingOut
+from tasktrail.services.http import bundling, querying, sql, unsealing
 from tasktrail.services.http.app import create_app
 from tasktrail.services.http.edge import Hosts
+from tasktrail.services.http.log import log_routes, tlog
 from tasktrail.services.http.operating import routes
 from tasktrail.services.http.server import Server
+from tasktrail.services.querying import Querying
 from tasktrail.services.reading import Reading
+from tasktrail.services.sandbox import Sandbox
 from tasktrail.services.service import ADAPTER_FILE, Service, make_keys, shown
 from tasktrail.services.settings import Settings
+from tasktrail.services.snapshots import SNAPSHOTS, Snapshots
+from tasktrail.services.unsealing import Unsealing
 
 EXIT_OK, EXIT_FAILED, EXIT_UNAVAILABLE = 0, 1, 3
 _CATCH_UP_POLL_S = 0.1
@@ -63,6 +74,8 @@ async def _serve(settings: Settings, console: Console, *, demo: bool) -> int:
         service = Service(settings)
         await service.start()
         stack.push_async_callback(service.stop)
+        snapshots = Snapshots(service.auditor.store, settings.data / SNAPSHOTS)
+        stack.push_async_callback(snapshots.close)
         token = responder.open_token(settings.data)
         hosts = Hosts(settings.host, settings.hosts)
         app = create_app(
@@ -70,7 +83,14 @@ async def _serve(settings: Settings, console: Console, *, demo: bool) -> int:
             token=token,
             hosts=hosts,
             operators=settings.operators,
-            acting=routes(service.operating, service.policing),
+            acting=[
+                *routes(service.operating, service.policing),
+                *log_routes(service.notary),
+                *_responding(service, snapshots),
+                *querying.routes(Querying(service), Exporting(service)),
+                *bundling.routes(Bundling(service)),
+            ],
+            beside=[tlog(service.notary)],
             version=version("tasktrail"),
         )
         server = await Server.start(app, host=settings.host, port=settings.port)
@@ -83,6 +103,12 @@ async def _serve(settings: Settings, console: Console, *, demo: bool) -> int:
         if demo and not stopping.is_set():
             stack.push_async_callback(asyncio.to_thread, end_child, _start_demo(settings), _DEMO_STOP_S)
         return await _until_stopped(service, stopping, console)
+
+
+def _responding(service: Service, snapshots: Snapshots) -> list[HTTPRouteHandler]:
+    """What responders ask in words of their own."""
+    free = FreeSql(service, snapshots, Sandbox(service.settings.responders))
+    return [*sql.routes(free, HandingOut(service, snapshots)), *unsealing.routes(Unsealing(service))]
 
 
 async def _until_stopped(service: Service, stopping: asyncio.Event, console: Console) -> int:

@@ -13,23 +13,22 @@ import base64
 from datetime import UTC, datetime
 from pathlib import Path
 
-import duckdb
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from nats.aio.client import Client
 from nats.js import JetStreamContext, api
-from nats.js.errors import NotFoundError
 
 from tasktrail.events.entry import KEY_ID, MSG_ID, SIGNATURE, Entry, decode, leaf_hash
 from tasktrail.events.errors import TasktrailError
-from tasktrail.events.subjects import CURRENT, TRAIL, kind_of, task_subject
+from tasktrail.events.subjects import TRAIL, kind_of, task_subject
 from tasktrail.projections import current
 from tasktrail.projections.audit.columns import Message
+from tasktrail.projections.audit.comparison import differences
 from tasktrail.projections.audit.store import AuditStore
 from tasktrail.projections.current import State
+from tasktrail.services.bucket_reading import read_bucket
 from tasktrail.services.fetching import fetch
 from tasktrail.services.keyring import Keyring
-from tasktrail.services.trail import KV_STREAM
 
 FETCH = 1_000
 APPEND = 777
@@ -126,17 +125,8 @@ async def _messages(js: JetStreamContext, stream: str, first: int, last: int) ->
 
 async def current_bucket(nc: Client) -> dict[str, bytes]:
     """What the bucket of current states holds, by task reference; empty when there is no bucket."""
-    js = JetStreamContext(nc)
-    try:
-        info = await js.stream_info(KV_STREAM)
-    except NotFoundError:
-        return {}
-    held = await _messages(js, KV_STREAM, 1, info.state.last_seq)
-    return {
-        message.subject.removeprefix(f"$KV.{CURRENT}."): message.body
-        for message in held
-        if not message.subject.startswith(f"$KV.{CURRENT}._")
-    }
+    bucket = await read_bucket(nc)
+    return bucket.states if bucket else {}
 
 
 async def current_differences(nc: Client, book: Book) -> list[str]:
@@ -179,20 +169,4 @@ def audit_differences(kept: Path, book: Book, scratch: Path) -> list[str]:
         store.append(held[start : start + APPEND])
     store.close()
     found = [] if position == book.last_seq else [f"the audit store is at {position}, the trail at {book.last_seq}"]
-    return found + _row_differences(kept, rebuilt)
-
-
-def _row_differences(one: Path, other: Path) -> list[str]:
-    found: list[str] = []
-    with duckdb.connect() as both:
-        both.execute(f"ATTACH '{one}' AS kept (READ_ONLY)")
-        both.execute(f"ATTACH '{other}' AS rebuilt (READ_ONLY)")
-        asked = "SELECT table_name FROM duckdb_tables() WHERE database_name = ? ORDER BY ALL"
-        tables, again = (both.execute(asked, [name]).fetchall() for name in ("kept", "rebuilt"))
-        if tables != again or not tables:
-            found.append(f"the tables are {tables}, rebuilt they are {again}")
-        for (table,) in tables:
-            for left, right in (("kept", "rebuilt"), ("rebuilt", "kept")):
-                rows = both.execute(f"FROM {left}.{table} EXCEPT ALL FROM {right}.{table} LIMIT 3").fetchall()
-                found += [f"{table}: only {left}: {row!r:.400}" for row in rows]
-    return found
+    return found + [one.what for one in differences(kept, rebuilt)]

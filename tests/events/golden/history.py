@@ -31,6 +31,7 @@ from tasktrail.events.authority import (
 from tasktrail.events.subjects import access_subject, control_subject, denied_subject, governance_subject, task_ref
 from tasktrail.projections import current
 from tasktrail.projections.current import State
+from tasktrail.projections.replay import states_sha256
 from tasktrail.testing.memory import MemoryTrail
 from tasktrail.testing.scenario import ANA, ELICITATION, NOW_MS, TTL_MS, authority, create, sealed
 
@@ -263,6 +264,8 @@ async def main(version: str) -> None:
         file.writelines(message.body + b"\n" for message in story.trail.messages)
     with (HERE / f"{version}.states.json").open("xb") as file:
         file.write(msgspec.json.format(msgspec.json.encode(story.states), indent=1) + b"\n")
+    with (HERE / f"{version}.hash").open("x") as file:
+        file.write(states_sha256(story.states) + "\n")
     assert all(current.decode(current.encode(state)) == state for state in story.states.values())
 
 

@@ -102,6 +102,19 @@ async def test_every_reading_says_who_asks(client: httpx.AsyncClient, surface: S
     assert asker == Asker(token_hash=digest, address="127.0.0.1")
 
 
+@pytest.mark.requirement("T8")
+async def test_a_reading_says_for_which_case_or_is_refused(client: httpx.AsyncClient, surface: StoreSurface) -> None:
+    """docs/responders.md: the header `Tasktrail-Case`, in UTF-8."""
+    for case in ("INC-7", "Fall Ü 9", ""):
+        await client.get("/api/v1/tasks", headers={b"Tasktrail-Case": case.encode()})
+        assert surface.asked[-1][1].case_id == case
+    for said in (b"x" * 201, b"a\x1b[31m", b"\xff", "\u202einc".encode()):
+        is_problem(await client.get("/api/v1/tasks", headers={b"Tasktrail-Case": said}), 400, "invalid_request")
+    twice = [(b"Tasktrail-Case", b"a"), (b"Tasktrail-Case", b"b")]
+    is_problem(await client.get("/api/v1/tasks", headers=twice), 400, "invalid_request")
+    assert (await client.get("/healthz", headers={b"Tasktrail-Case": b"\xff"})).status_code == 200
+
+
 FILTERS: list[tuple[dict[str, Any], tuple[int, ...]]] = [
     ({}, (3, 2, 1, 0)),
     ({"status": "completed"}, (0,)),

@@ -59,6 +59,7 @@ from tasktrail.projections.audit.columns import (
     instant,
     int64,
 )
+from tasktrail.projections.audit.notable import NotableRow, notable
 
 _REF_TOKEN = 4  # trail.<gen>.<kind>.<tenant>.<ref>
 _tenant_token = lru_cache(maxsize=4096)(tenant_token)
@@ -103,7 +104,8 @@ class TaskRow(Record, frozen=True, kw_only=True):
     """One row of `tasks`: the task as of its last entry. Times are UTC without zone, sequences the stream's.
 
     `retention` is JSON: status to milliseconds. `token_hash` and `jti` are the creating credential's; `authority_until`
-    is when the creator's latest one ends. `grants` and `holds` count those in force.
+    is when the creator's latest one ends. `grants` and `holds` count those in force. `trace_id` is that of the request
+    that created it (W3C trace context), what other tasks of the same piece of work have too.
     """
 
     task_ref: str
@@ -144,9 +146,13 @@ class TaskRow(Record, frozen=True, kw_only=True):
     holds: int
     standing: str
     authority_until: datetime | None
+    tool_sha256: str | None
+    trace_id: str | None
+    created_leaf_sha256: str
 
 
-CHANGING = TaskRow.__struct_fields__[TaskRow.__struct_fields__.index("last_seq") :]
+_FIELDS = TaskRow.__struct_fields__
+CHANGING = _FIELDS[_FIELDS.index("last_seq") : _FIELDS.index("tool_sha256")]
 """The columns of `tasks` that later entries change."""
 
 
@@ -158,6 +164,7 @@ class Rows:
         self.entries: list[EntryRow] = []
         self.events: list[EventRow] = []
         self.denials: list[DenialRow] = []
+        self.notable: list[NotableRow] = []
         self.rejected: list[RejectedRow] = []
         self.created: dict[str, TaskRow] = {}
         self.changed: dict[str, TaskRow] = {}
@@ -253,6 +260,7 @@ class _Reading:
         self.rows.entries.append(row)
         self.rows.events.extend(events)
         self.rows.denials.extend(denials)
+        self.rows.notable.extend(notable(row, events))
         if task is not None:
             made_here = before is None or task.task_ref in self.rows.created
             (self.rows.created if made_here else self.rows.changed)[task.task_ref] = task
@@ -366,7 +374,17 @@ def _created(seq: int, entry: Entry, event: TaskCreated, leaf: str) -> TaskRow:
         holds=0,
         standing=Standing.VALID.value,
         authority_until=claimed_time(credential.exp) if credential else None,
+        tool_sha256=event.tool_sha256 or None,
+        trace_id=_trace_id(entry),
+        created_leaf_sha256=leaf,
     )
+
+
+def _trace_id(entry: Entry) -> str | None:
+    """The second member of `traceparent`, where there is one."""
+    request = entry.authority.request
+    parts = request.traceparent.split("-") if request else []
+    return (parts[1] or None) if len(parts) > 1 else None
 
 
 _sorted = msgspec.json.Encoder(order="sorted")

@@ -14,11 +14,10 @@ their own and do not wait for appends.
     store.timeline(task_ref)
 """
 
-import os
-import re
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -30,39 +29,25 @@ import duckdb
 import msgspec
 
 from tasktrail.events.subjects import ANONYMOUS_TENANT
+from tasktrail.projections.audit import asking
 from tasktrail.projections.audit.columns import EntryRow, EventRow, Message, instant
-from tasktrail.projections.audit.errors import (
-    AnotherTrail,
-    AuditStoreError,
-    NotAnAuditStore,
-    StoreBusy,
-    StoreMissing,
-    StoreTooNew,
-    StoreTooOld,
-    StreamCut,
-)
+from tasktrail.projections.audit.errors import AnotherTrail, AuditStoreError, NotAnAuditStore, StreamCut
 from tasktrail.projections.audit.found import Found, StepRow
 from tasktrail.projections.audit.history import assemble, in_order, task_shown
+from tasktrail.projections.audit.named import Answer, NamedQuery, Value
+from tasktrail.projections.audit.notable import NotableRow
+from tasktrail.projections.audit.opening import CHECKPOINT_THRESHOLD, KEEP, connect, prepare
 from tasktrail.projections.audit.rows import CHANGING, DenialRow, RejectedRow, Rows, TaskRow, read, ref_of
 from tasktrail.projections.audit.timeline import Step, TaskShown, Timeline
 
-SCHEMA_VERSION = 2
 STEPS_MAX = 100_000
 TASKS_MAX = 10_000
-MEMORY_LIMIT = "512MB"
-CHECKPOINT_THRESHOLD = "128MB"
-"""Log kept before it is folded into the file: at 16MB that took a third of all time; 128MB is replayed in 0.5 s."""
+RESTS_WITHIN_S = 30.0
+_REST_LOOK_S = 0.02
 _GAPS_MAX = 1_000
 _REVOCATIONS_MAX = 100_000
 _KNOWN_MAX = 20_000
-_HOLDER = re.compile(r"lock is held in (.*) \(PID (\d+)\)")
-_CONFIG: dict[str, str | bool | int | float | list[str]] = {
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
-    "allow_community_extensions": "false",
-    "memory_limit": MEMORY_LIMIT,
-    "checkpoint_threshold": CHECKPOINT_THRESHOLD,
-}
+_NEVER = "1TB"
 
 
 class Position(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,13 +96,6 @@ def _sql(name: str) -> str:
     return (files("tasktrail.projections.audit") / "queries" / f"{name}.sql").read_text(encoding="utf-8")
 
 
-def _migrations() -> list[tuple[int, str, str]]:
-    """Every schema file as (version, name, text), in order; what is older than the first is rebuilt, not migrated."""
-    folder = files("tasktrail.projections.audit") / "schema"
-    found = sorted(one.name for one in folder.iterdir() if one.name.endswith(".sql"))
-    return [(int(name.split("_")[0]), name, (folder / name).read_text(encoding="utf-8")) for name in found]
-
-
 class AuditStore:
     """One open audit store. `path` is its file."""
 
@@ -137,14 +115,14 @@ class AuditStore:
             StoreMissing, StoreBusy, NotAnAuditStore, StoreTooNew, StoreTooOld: see there; the message says what to do.
         """
         path = Path(path)
-        root = _connect(path, read_only=read_only)
+        root = connect(path, read_only=read_only)
         try:
-            _prepare(root, path, read_only=read_only)
+            prepare(root, path, read_only=read_only)
             return cls(path, root, read_only=read_only)
         except BaseException as error:
             root.close()
             if isinstance(error, duckdb.Error):
-                message = f"{path} cannot be used: {error}. {_KEEP}"
+                message = f"{path} cannot be used: {error}. {KEEP}"
                 raise NotAnAuditStore(message) from error
             raise
 
@@ -154,6 +132,44 @@ class AuditStore:
             self._appenders.clear()
             self._writer.close()
             self._root.close()
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection of one's own to the open database, for who copies rows of it; to be closed."""
+        return self._root.cursor()
+
+    @contextmanager
+    def resting(self) -> Generator[int]:
+        """While the block runs, a copy of the file alone is the store as of the sequence this gives.
+
+        Appends go on, into the log beside it. DuckDB writes what its header leads to at a checkpoint only, and none is
+        made meanwhile. One at a time.
+
+        Raises:
+            AuditStoreError: readings went on for `RESTS_WITHIN_S`; while there is one, DuckDB makes no checkpoint.
+        """
+        try:
+            yield self._checkpointed()
+        except duckdb.Error as error:
+            message = f"{self.path} cannot be checkpointed: {error}"
+            raise AuditStoreError(message) from error
+        finally:
+            with self._lock, suppress(duckdb.Error):
+                self._writer.execute(f"SET checkpoint_threshold = '{CHECKPOINT_THRESHOLD}'")
+
+    def _checkpointed(self) -> int:
+        """Have the file hold all that was appended; appending goes on between the tries."""
+        deadline = time.monotonic() + RESTS_WITHIN_S
+        while True:
+            with self._lock:
+                self._writer.execute(f"SET checkpoint_threshold = '{_NEVER}'")
+                try:
+                    self._writer.execute("CHECKPOINT")
+                except duckdb.TransactionException:
+                    if time.monotonic() > deadline:
+                        raise
+                else:
+                    return self._position.last_seq
+            time.sleep(_REST_LOOK_S)
 
     @contextmanager
     def _reading(self) -> Generator[duckdb.DuckDBPyConnection]:
@@ -194,13 +210,13 @@ class AuditStore:
         if (held.stream, held.created) != (stream, made):
             message = (
                 f"{self.path} was read from stream {held.stream} created {held.created} UTC, and this is stream "
-                f"{stream} created {made} UTC. {_KEEP}"
+                f"{stream} created {made} UTC. {KEEP}"
             )
             raise AnotherTrail(message)
         if last_seq < held.last_seq:
             message = (
                 f"{self.path} has read stream {stream} up to {held.last_seq}, and the stream ends at {last_seq}: it "
-                f"was cut, or restored from an older copy. {_KEEP}"
+                f"was cut, or restored from an older copy. {KEEP}"
             )
             raise StreamCut(message)
 
@@ -254,6 +270,7 @@ class AuditStore:
         self._insert("entries", EntryRow._fields, rows.entries)
         self._insert("events", EventRow._fields, rows.events)
         self._insert("denials", DenialRow._fields, rows.denials)
+        self._insert("notable", NotableRow._fields, rows.notable)
         self._insert("rejected", RejectedRow._fields, rows.rejected)
         # By first_seq and not by task_ref: zone maps find the few row groups of recent tasks.
         columns = ("first_seq", *CHANGING)
@@ -336,79 +353,41 @@ class AuditStore:
             row = cursor.execute(_sql("entry_body"), {"entry_id": entry_id}).fetchone()
         return None if row is None else bytes(row[0])
 
+    def ask(
+        self,
+        query: NamedQuery,
+        parameters: Mapping[str, Value],
+        *,
+        tenant: str | None,
+        after: int = 0,
+        most: int = asking.PAGE,
+    ) -> Answer:
+        """A page of a named query's answer; `parameters` as `named.read_parameters` gives them, `tenant` None: all."""
+        with self._reading() as cursor:
+            as_of = _position(cursor).last_seq
+            return asking.ask(cursor, query, parameters, tenant=tenant, after=after, most=most, as_of=as_of)
+
+    def ask_batches(
+        self, query: NamedQuery, parameters: Mapping[str, Value], *, tenant: str | None, most: int = asking.PAGE
+    ) -> Iterator[Answer]:
+        """A named query's whole answer, page by page, of what was recorded when it began; at least one page.
+
+        Rows that stand for entries are those of that moment; what is told of a task or a revocation is as of its page.
+        """
+        answer = self.ask(query, parameters, tenant=tenant, most=most)
+        yield answer
+        while answer.more:
+            with self._reading() as cursor:
+                answer = asking.ask(
+                    cursor, query, parameters, tenant=tenant, after=answer.after, most=most, as_of=answer.as_of
+                )
+            yield answer
+
     def counts(self) -> Counts:
         """How much is in the store."""
         with self._reading() as cursor:
             row = _one(cursor.execute(_sql("counts")))
         return Counts(**dict(zip(Counts.__struct_fields__, row, strict=True)))
-
-
-_KEEP = "Keep the file, it may be evidence: move it away and start again, then it is rebuilt from the trail"
-
-
-def _connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
-    if path.is_dir():
-        message = f"{path} is a directory; name the audit store's file in it"
-        raise StoreMissing(message)
-    if read_only and not path.exists():
-        message = f"there is no audit store {path}; is this the right data directory? The service makes it at its start"
-        raise StoreMissing(message)
-    if not path.parent.is_dir():
-        message = f"there is no directory {path.parent} to make the audit store {path.name} in"
-        raise StoreMissing(message)
-    try:
-        return duckdb.connect(path, read_only=read_only, config=_CONFIG)
-    except duckdb.Error as error:
-        raise _unopened(path, str(error)) from error
-
-
-def _unopened(path: Path, said: str) -> AuditStoreError:
-    holder = _HOLDER.search(said)
-    if holder:
-        pid = int(holder[2])
-        message = f"{path} is held by process {pid} ({holder[1]}); ask the running service, or stop it first"
-        return StoreBusy(message, pid)
-    if "different configuration" in said:
-        return StoreBusy(f"{path} is already open in this process, in another mode; use that store", os.getpid())
-    if "not a valid DuckDB" in said:
-        return NotAnAuditStore(f"{path} is no DuckDB database. {_KEEP}")
-    if "version number" in said:
-        return StoreTooNew(f"{path} was written by a newer DuckDB ({said}). Use a newer tasktrail. {_KEEP}")
-    return AuditStoreError(f"{path} cannot be opened: {said}")
-
-
-def _prepare(root: duckdb.DuckDBPyConnection, path: Path, *, read_only: bool) -> None:
-    """Bring the schema to `SCHEMA_VERSION`, or say why not."""
-    tables = {str(row[0]) for row in root.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
-    if tables and "schema_version" not in tables:
-        message = f"{path} is a DuckDB database of something else, it has tables {', '.join(sorted(tables)[:5])}"
-        raise NotAnAuditStore(message)
-    version = _one(root.execute("SELECT coalesce(max(version), 0) FROM schema_version"))[0] if tables else 0
-    if version > SCHEMA_VERSION:
-        message = (
-            f"{path} has schema {version}, this tasktrail knows up to {SCHEMA_VERSION}: use a newer tasktrail. {_KEEP}"
-        )
-        raise StoreTooNew(message)
-    if version == SCHEMA_VERSION:
-        return
-    if read_only:
-        message = f"{path} has schema {version}, {SCHEMA_VERSION} is needed: start the service on it once"
-        raise StoreTooOld(message)
-    migrations = _migrations()
-    if 0 < version < migrations[0][0]:
-        message = f"{path} has schema {version}, which this tasktrail cannot bring up to date. {_KEEP}"
-        raise StoreTooOld(message)
-    for number, name, text in migrations:
-        if number > version:
-            _migrate(root, number, name, text)
-
-
-def _migrate(root: duckdb.DuckDBPyConnection, number: int, name: str, text: str) -> None:
-    root.begin()
-    root.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL, name VARCHAR NOT NULL)")
-    root.execute(text)
-    root.execute("INSERT INTO schema_version VALUES (?, ?)", [number, name])
-    root.commit()
 
 
 def _find(cursor: duckdb.DuckDBPyConnection, ref: str, most: int) -> Found:

@@ -40,6 +40,7 @@ async def examine(effective: Effective, *, monitor: str = "") -> Report:
         *files.of_file(effective),
         *files.of_data(settings.data),
         *files.of_credentials(settings.nats_credentials),
+        *files.of_credentials(settings.tlog.nats_credentials),
         *await clocks.of_issuers(settings.issuers),
     ]
     last: int | None = None

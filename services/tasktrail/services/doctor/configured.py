@@ -6,6 +6,7 @@ Guarantees: pure; reads settings and nothing else. Each function is one check an
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from tasktrail.services.addresses import is_loopback
 from tasktrail.services.configuration import ANY, DAY_MS
@@ -25,6 +26,7 @@ def of_settings(settings: Settings) -> Iterator[Finding]:
     yield from _times(settings)
     yield from _retention(settings)
     yield from _holds(settings)
+    yield from _checkpoints(settings)
     yield from _surface(settings)
 
 
@@ -111,6 +113,25 @@ def _holds(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield well("legal holds", f"may place and release: {', '.join(holders)}")
+
+
+def _checkpoints(settings: Settings) -> Iterator[Finding]:
+    tlog = settings.tlog
+    here = [copy for copy in tlog.copies if "://" not in copy and Path(copy).is_relative_to(settings.data)]
+    if here:
+        yield unsafe(
+            "checkpoints",
+            f"{', '.join(here)} is in the data directory: who rewrites the trail rewrites this copy",
+            "name a place with another owner in [tlog] copies",
+        )
+    elif tlog.copies or tlog.witnesses:
+        yield well("checkpoints", f"{len(tlog.copies)} copies and {len(tlog.witnesses)} witnesses elsewhere")
+    else:
+        yield notice(
+            "checkpoints",
+            "nobody else has them: whoever holds this machine can rewrite the trail and sign it anew, unseen",
+            "name a copy or a witness with another owner in [tlog]",
+        )
 
 
 def _surface(settings: Settings) -> Iterator[Finding]:

@@ -83,13 +83,15 @@ def of_file(effective: Effective) -> Iterator[Finding]:
     if effective.file is None:
         return
     mode = stat.S_IMODE(effective.file.stat().st_mode)
-    url = effective.settings.nats_url
-    holds_password = without_passwords(url) != url and _from_file(effective, "nats_url")
+    written = {"[tlog] copies": ",".join(effective.settings.tlog.copies)}
+    if _from_file(effective, "nats_url"):
+        written["nats_url"] = effective.settings.nats_url
+    passwords = [name for name, urls in written.items() if without_passwords(urls) != urls]
     if mode & OTHERS_WRITE:
         seen = f"{effective.file} can be changed by others (mode {mode:04o}): they decide who is believed"
         yield unsafe("configuration file", seen, f"run: chmod go-w {effective.file}")
-    elif mode & OTHERS and holds_password:
-        seen = f"{effective.file} can be read by others (mode {mode:04o}) and nats_url holds a password"
+    elif mode & OTHERS and passwords:
+        seen = f"{effective.file} can be read by others (mode {mode:04o}) and {passwords[0]} holds a password"
         yield unsafe("configuration file", seen, f"run: chmod 600 {effective.file}, and change the password")
     else:
         yield well("configuration file", f"others cannot change {effective.file}")

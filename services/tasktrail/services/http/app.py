@@ -101,13 +101,14 @@ def create_app(  # noqa: PLR0913 - what the surface is made of
     hosts: Hosts,
     operators: Iterable[Operator] = (),
     acting: Sequence[HTTPRouteHandler] = (),
+    beside: Sequence[Router] = (),
     version: str = "unknown",
     tails: Tails | None = None,
 ) -> App:
     """The application over this service.
 
     `operators` are the named ones beside the holder of the responder token; `acting` are the routes of what they do
-    (`operating.routes`). `version` is the one its OpenAPI document says.
+    (`operating.routes`); `beside` are routers outside of `/api/v1`. `version` is the one its OpenAPI document says.
     """
     tails = tails or Tails()
     reading = _Reading(surface)
@@ -119,7 +120,7 @@ def create_app(  # noqa: PLR0913 - what the surface is made of
         tags=["trail"],
     )
     inner = Litestar(
-        [*_health_routes(surface), api],
+        [*_health_routes(surface), api, *beside],
         request_class=StrictRequest,
         request_max_body_size=BODY_BYTES_MAX,
         exception_handlers={Exception: _refuse},

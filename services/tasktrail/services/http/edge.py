@@ -2,8 +2,9 @@
 
 Guarantees, for every request and in this order: the Host is one of ours and the Origin, if any, is the same (a web page
 that rebinds its name to this address gets 421 or 403); the token is an operator's, compared in constant time, except
-for `/healthz` and `/readyz`. What the operator may do is decided, and recorded, by what is asked for (`admission.py`).
-A refusal is problem+json and is logged without what was presented; no response may be stored.
+for `/healthz` and `/readyz`; the case that `Tasktrail-Case` names, if any, can be recorded. What the operator may do is
+decided, and recorded, by what is asked for (`admission.py`). A refusal is problem+json and is logged without what was
+presented; no response may be stored.
 
     Edge(app, token=token, hosts=Hosts(bound="127.0.0.1"), operators=settings.operators)
 """
@@ -16,9 +17,10 @@ from typing import Any, TypeAlias, cast
 
 import msgspec
 
+from tasktrail.events.errors import InvalidRequest
 from tasktrail.services.configuration import Operator
-from tasktrail.services.http.problems import MEDIA_TYPE, Problem, problem
-from tasktrail.services.operators import Asker, Operators, Person
+from tasktrail.services.http.problems import MEDIA_TYPE, Problem, of_error, problem
+from tasktrail.services.operators import CASE_HEADER, Asker, Operators, Person, case_of
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -29,6 +31,8 @@ Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 PUBLIC = frozenset({"/healthz", "/readyz"})
 PERSON = "tasktrail.person"
 """Where the scope of an admitted request holds the operator."""
+CASE = "tasktrail.case"
+"""Where it holds the case that the request names."""
 CHALLENGE = 'Bearer realm="tasktrail"'
 UNAUTHORISED = "unauthorised"
 """The reason of the 401."""
@@ -119,6 +123,10 @@ class Edge:
                 "`Authorization: Bearer …`",
             )
         scope[PERSON] = person
+        try:
+            scope[CASE] = _case(scope)
+        except InvalidRequest as error:
+            return of_error(error)
         return None
 
     def _person(self, scope: Scope) -> Person | None:
@@ -137,7 +145,21 @@ def asker(scope: Mapping[str, object]) -> Asker:
         address=client[0] if client else "",
         operator=person.name,
         rights=person.rights,
+        case_id=cast("str", scope.get(CASE, "")),
     )
+
+
+def _case(scope: Scope) -> str:
+    """The case a request names. Raises InvalidRequest."""
+    said = _values(scope, CASE_HEADER.lower().encode())
+    if len(said) > 1:
+        message = f"{CASE_HEADER} is given more than once"
+        raise InvalidRequest(message)
+    try:
+        return case_of(said[0].encode("latin-1").decode("utf-8") if said else "")
+    except UnicodeDecodeError:
+        message = f"{CASE_HEADER} is no UTF-8 text"
+        raise InvalidRequest(message) from None
 
 
 def _values(scope: Scope, name: bytes) -> list[str]:

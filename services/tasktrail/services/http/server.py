@@ -14,12 +14,12 @@ import contextlib
 import ipaddress
 import socket
 from collections.abc import Generator
-from typing import Self
+from typing import Protocol, Self
 
 import uvicorn
 
 from tasktrail.events.errors import TasktrailError
-from tasktrail.services.http.app import App
+from tasktrail.services.http.edge import Receive, Scope, Send
 
 CONNECTIONS_MAX = 512
 HEADER_BYTES_MAX = 16 * 1024
@@ -42,10 +42,22 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
+class Served(Protocol):
+    """An ASGI application that can end what it keeps open."""
+
+    def close(self) -> None:
+        """End streams, so that the server can stop."""
+        ...
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+        ...
+
+
 class Server:
     """One listening socket and the application behind it."""
 
-    def __init__(self, app: App, listener: socket.socket) -> None:
+    def __init__(self, app: Served, listener: socket.socket) -> None:
         config = uvicorn.Config(
             app,
             loop="none",
@@ -67,7 +79,7 @@ class Server:
         self._serving: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, app: App, *, host: str, port: int) -> Self:
+    async def start(cls, app: Served, *, host: str, port: int) -> Self:
         """Listen and serve. Returns when requests are taken.
 
         Raises:

@@ -1,0 +1,96 @@
+"""Responders' own SQL: who may run it on whose rows, and what is on record of it.
+
+Guarantees: whose rows a statement can see is decided before it is looked at, and by the file it is given, never by its
+text; every statement that was run is a `QueryRun` before its answer is shown, one that failed or was killed too, with
+its text (as far as `SQL_RECORDED`), the digest of all of it, and what came of it. No task id gets on the trail by it:
+in the record, each stands as its reference. A text that shows a credential is recorded by its digest alone.
+
+    sql = FreeSql(service, snapshots, Sandbox(settings.responders))
+    await sql.run(SqlQuestion(sql="SELECT count(*) FROM entries", tenant="acme"), asker)
+"""
+
+import asyncio
+import hashlib
+
+from tasktrail.services.access import secrets
+from tasktrail.services.access.policy import Action
+from tasktrail.services.operators import Asker
+from tasktrail.services.reading import catch_up
+from tasktrail.services.sandbox import Sandbox, SqlFailed, SqlStopped, Table
+from tasktrail.services.service import Service
+from tasktrail.services.snapshots import Snapshots
+from tasktrail.services.statements import SqlAnswer, SqlColumn, SqlQuestion
+
+SQL_RECORDED = 8_192
+"""Characters of a statement that are recorded."""
+VALUE_RECORDED = 256
+"""Characters of a parameter that are recorded."""
+
+
+class FreeSql:
+    """Runs responders' statements."""
+
+    def __init__(self, service: Service, snapshots: Snapshots, sandbox: Sandbox) -> None:
+        self._service, self._snapshots, self._sandbox = service, snapshots, sandbox
+
+    async def run(self, question: SqlQuestion, asker: Asker) -> SqlAnswer:
+        """What the statement gives.
+
+        Raises:
+            NotAuthorised: this operator may not read that tenant's part of the trail, or all of it; on the trail.
+            SqlBusy: as many as may are running.
+            SqlFailed, SqlStopped: it cannot be run, or reached a limit; on the trail.
+            Unavailable: the trail does not answer, or there is no room for a copy of the store.
+        """
+        question.require_runnable()
+        admission = self._service.admission
+        authority = await admission.admitted(asker, Action.READ, "sql", tenant=question.tenant)
+        with self._sandbox.turn():
+            await catch_up(self._service)
+            async with self._snapshots.open(question.tenant or None) as snapshot:
+                recorded = await self._recorded(question) | {"as_of": str(snapshot.as_of)}
+                try:
+                    table = await self._sandbox.run(
+                        snapshot.path,
+                        question.sql,
+                        question.parameters,
+                        timeout_ms=question.timeout_ms,
+                        rows_max=question.limit,
+                    )
+                except SqlFailed as error:
+                    outcome = f"ended: {error.limit}" if isinstance(error, SqlStopped) else "failed"
+                    await admission.note_query(
+                        authority, "sql", recorded | {"outcome": outcome}, 0, case_id=asker.case_id
+                    )
+                    raise
+        outcome = f"cut: {table.cut}" if table.cut else "answered"
+        await admission.note_query(
+            authority, "sql", recorded | {"outcome": outcome}, len(table.rows), case_id=asker.case_id
+        )
+        return answer_of(table, snapshot.as_of, question.tenant)
+
+    async def _recorded(self, question: SqlQuestion) -> dict[str, str]:
+        """What is recorded of a statement."""
+        told = {f"param.{name}": str(value) for name, value in question.parameters.items()}
+        cleared = await self._service.admission.cleared({"sql": question.sql, **told})
+        shown = await asyncio.to_thread(_shown, cleared)
+        if question.tenant:
+            shown["tenant"] = question.tenant
+        return shown | {"sql_sha256": hashlib.sha256(question.sql.encode()).hexdigest()}
+
+
+def answer_of(table: Table, as_of: int, tenant: str) -> SqlAnswer:
+    """The answer that a table is, on the rows as of this sequence."""
+    columns = [SqlColumn(name=name, type=kind) for name, kind in table.columns]
+    return SqlAnswer(columns=columns, rows=table.rows, cut=table.cut, as_of=as_of, tenant=tenant)
+
+
+def _shown(texts: dict[str, str]) -> dict[str, str]:
+    """As they are recorded. Cut last: of an id or a credential across the cut, a part would stay, unrecognised."""
+    most = {"sql": SQL_RECORDED}
+    return {name: _without_secrets(text)[: most.get(name, VALUE_RECORDED)] for name, text in texts.items()}
+
+
+def _without_secrets(text: str) -> str:
+    found = secrets.kinds(text.encode("utf-8", "replace"))
+    return f"withheld, it shows: {', '.join(found)}" if found else text
