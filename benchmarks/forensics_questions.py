@@ -16,7 +16,8 @@ from functools import partial
 
 import msgspec
 
-from benchmarks.forensics_trail import BEGAN_MS, BOT, ISSUER, VISITOR, Made
+from benchmarks.forensics_people import BOT, ISSUER, VISITOR
+from benchmarks.forensics_trail import BEGAN_MS, Made
 from tasktrail.projections.audit.named import catalogue, read_parameters
 from tasktrail.projections.audit.store import AuditStore
 

@@ -14,30 +14,26 @@ import random
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import NamedTuple
 
 import msgspec
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tasktrail.events import facts
-from tasktrail.events.authority import (
-    Authority,
-    Binding,
-    BindingCheck,
-    BindingMode,
-    Client,
-    Credential,
-    Level,
-    Method,
-    PolicyDecision,
-    Principal,
-    PrincipalKind,
-    Request,
-    Standing,
-    Trigger,
-    Verification,
+from benchmarks.forensics_people import (
+    BOT,
+    ISSUER,
+    POLICY,
+    TOKEN_MS,
+    VISITOR,
+    Who,
+    caller,
+    operator,
+    request,
+    timer,
+    worker,
 )
+from tasktrail.events import facts
+from tasktrail.events.authority import Authority, Binding, PolicyDecision, Trigger
 from tasktrail.events.entry import VERSION, Entry, encode
 from tasktrail.events.subjects import (
     ANONYMOUS_TENANT,
@@ -54,7 +50,6 @@ BATCH = 4_000
 BEGAN_MS = 1_795_000_000_000
 STEP_MS = 100
 """Between two entries."""
-ISSUER = "https://id.example"
 TENANTS = ("acme", "umbra", "north", "delta", "orbit")
 
 _SHARES = (60, 80, 90, 97, 100)
@@ -62,8 +57,7 @@ _PRINCIPALS = 20_000
 _TOOLS = 40
 _OPEN, _SLOW = 2_000, 300
 """Tasks that are open at once, and those that wait for long, in a trail of a million entries or more."""
-_TOKEN_MS, _TTL_MS, _LONG_TTL_MS = 12 * 3_600_000, 7_200_000, 30 * 86_400_000
-_POLICY = "5" * 64
+_TTL_MS, _LONG_TTL_MS = 7_200_000, 30 * 86_400_000
 _CODE_DENIED = -32602
 _SCANNER = "203.0.113.66"
 
@@ -76,21 +70,6 @@ _PLANS: tuple[tuple[int, str], ...] = (
     (100, "created polled asked answered completed granted disclosed disclosed"),
 )
 """What becomes of a task: shares in percent, added up. The last keeps its handle for a month."""
-
-
-class Who(NamedTuple):
-    """Somebody who makes tasks."""
-
-    tenant: str
-    sub: str
-    client_id: str
-    address: str
-    token_hash: str
-    jti: str
-
-
-BOT = Who("acme", "bot-7", "pipeline", "198.51.100.9", "B" * 43, "jti-of-the-bot")
-VISITOR = Who("acme", "visitor", "kiosk", "192.0.2.250", "V" * 43, "jti-of-the-visitor")
 
 
 class _Open:
@@ -212,7 +191,7 @@ class Made:
         one = int(((drawn - 0.05) / 0.95) ** 2 * _PRINCIPALS)
         share = one * 7919 % 100
         tenant = TENANTS[next(at for at, upto in enumerate(_SHARES) if share < upto)]
-        shift = self._now_ms // _TOKEN_MS
+        shift = self._now_ms // TOKEN_MS
         token = base64.urlsafe_b64encode(sha256(b"token %d %d" % (one, shift)).digest()).decode().rstrip("=")
         address = f"10.{one % 8}.{one // 8 % 50}.{one // 400}"
         return Who(tenant, f"user-{one}", f"client-{one % 9}", address, token, f"jti-{one}-{shift}")
@@ -250,11 +229,11 @@ class Made:
             case "reported":
                 one, sealed = self._sealed("message")
                 report = facts.StatusReported(at_ms=at_ms, message=one, progress=0.5, total=1.0)
-                return (report,), self._worker(task), sealed
+                return (report,), worker(task.who.tenant, f"server-{task.tool % 5}"), sealed
             case "asked":
                 one, sealed = self._sealed("request.a")
                 ask = facts.InputRequested(at_ms=at_ms, key="a", method="elicitation/create", request=one)
-                return (ask,), self._worker(task), sealed
+                return (ask,), worker(task.who.tenant, f"server-{task.tool % 5}"), sealed
             case "answered":
                 one, sealed = self._sealed("response.a")
                 given = facts.InputResponded(
@@ -263,20 +242,32 @@ class Made:
                 return (given, facts.TaskResumed(at_ms=at_ms)), self._caller(task.who, "tasks/update"), sealed
             case "completed":
                 one, sealed = self._sealed("result")
-                return (facts.TaskCompleted(at_ms=at_ms, result=one),), self._worker(task), sealed
+                return (
+                    (facts.TaskCompleted(at_ms=at_ms, result=one),),
+                    worker(task.who.tenant, f"server-{task.tool % 5}"),
+                    sealed,
+                )
             case "failed":
                 one, sealed = self._sealed("error")
-                return (facts.TaskFailed(at_ms=at_ms, error=one, code=-32603),), self._worker(task), sealed
+                return (
+                    (facts.TaskFailed(at_ms=at_ms, error=one, code=-32603),),
+                    worker(task.who.tenant, f"server-{task.tool % 5}"),
+                    sealed,
+                )
             case "stopping":
                 return (facts.CancelRequested(at_ms=at_ms),), self._caller(task.who, "tasks/cancel"), {}
             case "cancelled":
-                return (facts.TaskCancelled(at_ms=at_ms, reason="requested"),), self._worker(task), {}
+                return (
+                    (facts.TaskCancelled(at_ms=at_ms, reason="requested"),),
+                    worker(task.who.tenant, f"server-{task.tool % 5}"),
+                    {},
+                )
             case "expired":
-                return (facts.TaskExpired(at_ms=at_ms),), self._timer(task), {}
+                return (facts.TaskExpired(at_ms=at_ms),), timer(task.who.tenant), {}
             case "revoked":
-                return (facts.HandleRevoked(at_ms=at_ms, reason="leaked"),), self._operator(task.who.tenant), {}
+                return (facts.HandleRevoked(at_ms=at_ms, reason="leaked"),), operator(task.who.tenant), {}
             case _:
-                return (self._grant(task),), self._operator(task.who.tenant), {}
+                return (self._grant(task),), operator(task.who.tenant), {}
 
     def _created(self, task: _Open) -> tuple[tuple[facts.Event, ...], Authority, dict[str, bytes]]:
         who, number = task.who, self._number
@@ -301,7 +292,7 @@ class Made:
         # Three tasks in a row are of one piece of work.
         traceparent = f"00-{number // 3 + 1:032x}-{number:016x}-01"
         caller = msgspec.structs.replace(
-            self._caller(who, "tools/call"), request=_request(who, "tools/call", traceparent=traceparent)
+            self._caller(who, "tools/call"), request=request(who, "tools/call", traceparent=traceparent)
         )
         return (event,), caller, sealed | more
 
@@ -344,9 +335,9 @@ class Made:
         )
         who = self._who()
         authority = self._caller(who, "tasks/get")
-        request = _request(who._replace(address=_SCANNER) if self._seq % 2 else who, "tasks/get")
-        decision = PolicyDecision(effect="deny", reason=reason, policy_version="builtin-1", policy_sha256=_POLICY)
-        denied = msgspec.structs.replace(authority, request=request, decision=decision, tenant=tenant)
+        carried = request(who._replace(address=_SCANNER) if self._seq % 2 else who, "tasks/get")
+        decision = PolicyDecision(effect="deny", reason=reason, policy_version="builtin-1", policy_sha256=POLICY)
+        denied = msgspec.structs.replace(authority, request=carried, decision=decision, tenant=tenant)
         return self._put(denied_subject(tenant), (event,), denied, tenant=tenant)[0]
 
     def _announced(self) -> Message:
@@ -362,11 +353,11 @@ class Made:
             at_ms=self._now_ms,
             version=f"v-{number}",
             sha256=sha256(text.encode()).hexdigest(),
-            schema_sha256=_POLICY,
+            schema_sha256=POLICY,
             text=text,
             reason="reviewed",
         )
-        authority = self._operator(ANONYMOUS_TENANT)
+        authority = operator(ANONYMOUS_TENANT)
         return self._put(governance_subject(ANONYMOUS_TENANT), (event,), authority, tenant=ANONYMOUS_TENANT)[0]
 
     def _told(self, number: int) -> Message:
@@ -398,7 +389,7 @@ class Made:
             event = facts.QueryRun(
                 at_ms=at_ms, query="by_principal", parameters={"sub": "bot-7"}, rows=100, case_id=f"case-{turn % 7}"
             )
-        return self._put(subject, (event,), self._operator(tenant), tenant=tenant)[0]
+        return self._put(subject, (event,), operator(tenant), tenant=tenant)[0]
 
     def _put(  # noqa: PLR0913 - an entry
         self,
@@ -453,83 +444,5 @@ class Made:
         if made is None:
             if len(self._authorities) > 4 * _PRINCIPALS:
                 self._authorities.clear()
-            made = self._authorities[who, method] = _caller(who, method, self._now_ms)
+            made = self._authorities[who, method] = caller(who, method, self._now_ms)
         return made
-
-    def _worker(self, task: _Open) -> Authority:
-        server = f"server-{task.tool % 5}"
-        return Authority(
-            trigger=Trigger.WORKER,
-            tenant=task.who.tenant,
-            principal=Principal(
-                iss="tasktrail", sub=f"server:{server}", kind=PrincipalKind.MACHINE, level=Level.VOUCHED
-            ),
-            standing=Standing.VALID,
-            decision=_WORKS,
-        )
-
-    def _timer(self, task: _Open) -> Authority:
-        return Authority(trigger=Trigger.TIMER, tenant=task.who.tenant, standing=Standing.VALID, decision=_TIME)
-
-    def _operator(self, tenant: str) -> Authority:
-        return Authority(
-            trigger=Trigger.OPERATOR,
-            tenant=tenant,
-            principal=Principal(iss="tasktrail", sub="olga", level=Level.VOUCHED),
-            decision=_OPERATES,
-        )
-
-
-def _decided(reason: str) -> PolicyDecision:
-    return PolicyDecision(
-        effect="allow",
-        reason=reason,
-        policy_sha256=_POLICY,
-        policy_version="builtin-1",
-        policies=(reason,),
-        inputs={"tenant_same": True, "binding_differs": (), "status": "working", "kind": "user"},
-        input_sha256=_POLICY,
-    )
-
-
-_WORKS, _TIME, _OPERATES = _decided("server-runs-task"), _decided("time-is-up"), _decided("operator-may")
-_SAME = _decided("same-identity-context")
-
-
-def _caller(who: Who, method: str, now_ms: int) -> Authority:
-    level = Level.VERIFIED
-    return Authority(
-        trigger=Trigger.CALLER,
-        tenant=who.tenant,
-        principal=Principal(iss=ISSUER, sub=who.sub, level=level),
-        client=Client(client_id=who.client_id, level=level),
-        credential=Credential(
-            method=Method.JWT,
-            verification=Verification.OK,
-            verified_at_ms=now_ms,
-            token_hash=who.token_hash,
-            jti=who.jti,
-            aud=("https://tasks.example",),
-            scope=("tasks",),
-            iat=now_ms // 1000,
-            exp=now_ms // 1000 + _TOKEN_MS // 1000,
-            kid="id-2026",
-            jwks_sha256=_POLICY,
-            level=level,
-        ),
-        binding=BindingCheck(mode=BindingMode.EXACT),
-        decision=_SAME,
-        request=_request(who, method),
-    )
-
-
-def _request(who: Who, method: str, *, traceparent: str = "") -> Request:
-    return Request(
-        method=method,
-        server="server-1",
-        wire="mcp/2026-07-28",
-        protocol_version="2026-07-28",
-        traceparent=traceparent,
-        address=who.address,
-        address_level=Level.VOUCHED,
-    )

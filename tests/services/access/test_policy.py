@@ -170,7 +170,7 @@ def test_without_a_readable_policy_everything_is_denied_loudly(caplog: pytest.Lo
 
 
 def test_decisions_are_kept_until_another_policy_decides_and_not_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Brief for the hot path: by policy, action and attributes, bounded."""
+    """The hot path: by policy, action and attributes, bounded."""
     monkeypatch.setattr(policy, "DECISIONS_KEPT", 2)
     some = policies()
 

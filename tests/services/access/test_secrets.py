@@ -149,7 +149,7 @@ def test_json_escapes_hide_nothing(kind: str, secret: str, deep: int) -> None:
 @pytest.mark.requirement("R4")
 @pytest.mark.parametrize("name", NO_SECRETS)
 def test_what_only_looks_alike_is_left_alone(name: str) -> None:
-    """Brief of R4: by published formats only, so that a flag is worth a look."""
+    """R4: by published formats only, so that a flag is worth a look."""
     for text in (NO_SECRETS[name].encode(), as_json(NO_SECRETS[name]), as_json(NO_SECRETS[name], deep=2)):
         assert kinds(text) == (), text
 

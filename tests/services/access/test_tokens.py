@@ -323,7 +323,7 @@ def held(found: Verified | Refusal) -> str:
 
 
 async def test_keys_are_fetched_once_for_many_tokens_at_once(local: LocalIssuer) -> None:
-    """RFC 9068 section 4: keys from the issuer's JWKS; the brief of one fetch at a time."""
+    """RFC 9068 section 4: keys from the issuer's JWKS; one fetch at a time."""
     checking = configured(local)
     presented = [local.issue(f"user{n}", "cli", aud=AUDIENCE) for n in range(20)]
     found = await asyncio.gather(*(checking.verify(token) for token in presented))
