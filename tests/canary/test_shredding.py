@@ -9,7 +9,6 @@ import hashlib
 import http.client
 import json
 import secrets
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -23,11 +22,11 @@ from tasktrail.services.keyring import Keyring, KeyringError
 from tasktrail.testing.feeding import Feeder, Json, asked, caller, creation
 from tasktrail.testing.rebuild import Book
 from tasktrail.testing.service import UpProcess
+from tasktrail.testing.waiting import until
 
 from .searching import Secrets, files, rows
 
 RETENTION_MS = 3_000
-WITHIN_S = 60.0
 LARGE_BYTES = 300_000
 ANA = caller("ana")
 TOKENS = {"olga": secrets.token_urlsafe(32), "omar": secrets.token_urlsafe(32)}
@@ -152,19 +151,17 @@ def order(up: UpProcess, operator: str, what: str, **said: str) -> tuple[int, An
 async def until_destroyed(up: UpProcess, task: Task) -> None:
     """Return when the broker has no copy of the task's key, nor of its large result, any more."""
     nc = await up.admin().connect("admin")
-    deadline, seen = time.monotonic() + WITHIN_S, "nothing"
+    js = JetStreamContext(nc)
+
+    async def is_destroyed() -> bool:
+        key = await stored_key(js, task)
+        kept = [one for one in await (await js.object_store(PAYLOADS)).list() if one.description == task.ref]
+        return key not in {None, task.wrapped} and all(one.deleted for one in kept)
+
     try:
-        js = JetStreamContext(nc)
-        while time.monotonic() < deadline:
-            key = await stored_key(js, task)
-            kept = [one for one in await (await js.object_store(PAYLOADS)).list() if one.description == task.ref]
-            seen = f"a key message of {'no' if key is None else len(key)} bytes; blobs {kept}"
-            if key not in {None, task.wrapped} and all(one.deleted for one in kept):
-                return
-            await asyncio.sleep(0.05)
+        await until(is_destroyed, what=f"the end of the key and the blobs of {task.ref}")
     finally:
         await nc.close()
-    pytest.fail(f"not destroyed within {WITHIN_S:g} s; seen last: {seen}; {up.output()[-2_000:]}")
 
 
 async def stored_key(js: JetStreamContext, task: Task) -> bytes | None:

@@ -230,7 +230,7 @@ async def main():
             async for messages in whole(first):
                 yield messages[: len(messages) // 2]
                 print("half", flush=True)
-                await asyncio.sleep(3600)
+                await asyncio.Event().wait()  # for ever: it is to be killed here
 
         source.messages = slowly
         await replaying.rebuild(source, Path(sys.argv[2]))

@@ -177,6 +177,16 @@ async def written() -> Story:
     story.do("lose", decide.LoseWorker(id="l4", cause="shutdown", error=sealed("error"), code=-32603), worker())
     story.do("late", create("c5"))
     story.do("late", ask("a5", "a"), worker())
+    await looked_at(story, talk)
+    await governed(story)
+    story.at_ms += TTL_MS
+    story.do("late", decide.ExpireTask(id="timer:expire"), timer())
+    story.do("talk", decide.ExpireTask(id="timer:expire"), timer())
+    return story
+
+
+async def looked_at(story: Story, talk: str) -> None:
+    """Who was turned away, what responders did, and what the service says of itself."""
     denied = facts.AccessDenied(
         at_ms=story.at_ms,
         method="tasks/get",
@@ -206,11 +216,6 @@ async def written() -> Story:
     )
     for event in (query, rejected, gap, bundle, unsealed):
         await story.note(control_subject(TENANT), event, timer())
-    await governed(story)
-    story.at_ms += TTL_MS
-    story.do("late", decide.ExpireTask(id="timer:expire"), timer())
-    story.do("talk", decide.ExpireTask(id="timer:expire"), timer())
-    return story
 
 
 async def governed(story: Story) -> None:
