@@ -245,12 +245,15 @@ def test_a_stopped_services_store_answers_and_says_that_it_is_not_recorded(tmp_p
     scene = play()
     data = keep(scene, tmp_path)
     note = f"tasktrail: no service runs on {data}: read from its store; this reading is not recorded on the trail\n"
-    by_id = run("query", "timeline", "task=-", "--data", str(data), said=scene.task_id.replace(" ", "_"))
-    assert by_id == (0, "", note)
+    unknown = run("query", "timeline", "task=-", "--data", str(data), said="q" * 32)
+    assert (unknown.code, unknown.out) == (1, "")
+    assert unknown.err.endswith("tasktrail: no task on this trail has this reference or id\n")
     by_reference = run("query", "timeline", f"task={scene.ref}", "--data", str(data), "--format", "table")
     assert (by_reference.code, by_reference.err) == (0, note)
     assert "not accepted" in by_reference.out or "undecodable" in by_reference.out
     assert "\u202e" not in by_reference.out
+    mistaken = run("query", "owners", "task=nosuch", "--data", str(data))
+    assert (mistaken.code, mistaken.out) == (1, ""), "an empty answer would look as if nothing had happened"
     missing = run("query", "gaps", "--data", str(tmp_path / "nowhere"))
     assert (missing.code, missing.out) == (2, "")
     assert "no tasktrail data in" in missing.err

@@ -23,6 +23,7 @@ from tasktrail.events.errors import InvalidRequest, TasktrailError, Unavailable
 from tasktrail.projections.audit.sentences import printable
 from tasktrail.services.broker import BrokerError
 from tasktrail.services.cli import EXIT_INTERRUPTED, EXIT_NOT_FOUND, EXIT_UNAVAILABLE, EXIT_USAGE, complain
+from tasktrail.services.orders import NoSuchTask
 from tasktrail.services.settings import load
 from tasktrail.services.sources import NotDone, ServiceSource, open_service
 
@@ -87,8 +88,11 @@ def words(what: str) -> Sequence[str]:
     source = sys.stdin.buffer
     said = (source.readline if source.isatty() else source.read)(STDIN_BYTES_MAX + 1)
     found = said.decode("utf-8", "replace").split()
-    if not found or len(said) > STDIN_BYTES_MAX:
-        message = f"standard input holds no {what}, or too much"
+    if len(said) > STDIN_BYTES_MAX:
+        message = f"standard input holds more than {STDIN_BYTES_MAX // 1024} KiB; give a {what} in it"
+        raise InvalidRequest(message)
+    if not found:
+        message = f"standard input holds no {what}; nothing was done"
         raise InvalidRequest(message)
     return found
 
@@ -120,7 +124,7 @@ def told() -> Generator[None]:
     except BrokerError as error:
         complain(str(error))
         raise typer.Exit(EXIT_UNAVAILABLE) from None
-    except NotDone as error:
+    except (NotDone, NoSuchTask) as error:
         complain(error.message)
         raise typer.Exit(EXIT_NOT_FOUND) from None
     except TasktrailError as error:
