@@ -160,7 +160,7 @@ async def test_what_holds_no_decision_of_a_policy_is_not_explained(one: Operatio
     with pytest.raises(NotAuthorised):
         await one.policing.show(without("read"))
     refused = (await one.entries())[-1]
-    for today, says in ((False, "is not on this trail"), (True, "made in code")):
+    for today, says in ((False, "made by a rule in code"), (True, "made by a rule in code")):
         with pytest.raises(TasktrailError, match=says):
             await one.policing.explain(ExplainOrder(entry=refused.id, today=today), OLGA)
 

@@ -18,6 +18,7 @@ from tasktrail.events.subjects import ANONYMOUS_TENANT
 from tasktrail.services.access import policy as cedar
 from tasktrail.services.access.callers import operator_authority
 from tasktrail.services.access.policy import Action, InvalidPolicy, Policies
+from tasktrail.services.access.rules import VERSION as BUILTIN
 from tasktrail.services.admission import RIGHT_FOR, Admission
 from tasktrail.services.governance import Governance
 from tasktrail.services.ledger import Ledger
@@ -120,13 +121,16 @@ class Policing:
         if recorded is None:
             message = "this entry holds no decision"
             raise InvalidRequest(message)
+        if recorded.policy_version == BUILTIN:
+            message = f"this decision ({recorded.reason}) was made by a rule in code, not by a policy"
+            raise InvalidRequest(message)
         text = self._policies.text if order.today else self._text_of(recorded.policy_sha256)
         if not text:
             message = (
                 "no policy can be read today: everything is denied"
                 if order.today
                 else f"policy {recorded.policy_version} ({recorded.policy_sha256[:12]}) is not on this trail: it was "
-                "shipped with another version of tasktrail, or it is a rule in code; ask for today's"
+                "shipped with another version of tasktrail; ask for today's"
             )
             raise InvalidRequest(message)
         again = cedar.explain(recorded, "", text)

@@ -30,6 +30,7 @@ from tasktrail.projections.audit.named import (
 )
 from tasktrail.projections.audit.store import AuditStore
 from tasktrail.services.escaping import rfc3339
+from tasktrail.services.orders import NoSuchTask
 
 ROWS_DEFAULT = 100
 ROWS_MAX = 10_000
@@ -182,8 +183,17 @@ def refuse_token(name: str, text: str) -> None:
 
 
 def reference(store: AuditStore, keyed: Callable[[str], str], task: str) -> str:
-    """The reference of a task from its reference or id, which look alike. Blocks."""
-    return task if is_task_ref(task) and is_known(store, task) else keyed(task)
+    """The reference of a task from its reference or id, which look alike. Blocks.
+
+    Raises:
+        NoSuchTask: nothing was ever recorded under either; an empty answer would look as if nothing had happened.
+    """
+    if is_task_ref(task) and is_known(store, task):
+        return task
+    ref = keyed(task)
+    if not is_known(store, ref):
+        raise NoSuchTask
+    return ref
 
 
 def is_known(store: AuditStore, ref: str) -> bool:

@@ -87,8 +87,11 @@ def words(what: str) -> Sequence[str]:
     source = sys.stdin.buffer
     said = (source.readline if source.isatty() else source.read)(STDIN_BYTES_MAX + 1)
     found = said.decode("utf-8", "replace").split()
-    if not found or len(said) > STDIN_BYTES_MAX:
-        message = f"standard input holds no {what}, or too much"
+    if len(said) > STDIN_BYTES_MAX:
+        message = f"standard input holds more than {STDIN_BYTES_MAX // 1024} KiB; give a {what} in it"
+        raise InvalidRequest(message)
+    if not found:
+        message = f"standard input holds no {what}; nothing was done"
         raise InvalidRequest(message)
     return found
 

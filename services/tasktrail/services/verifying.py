@@ -256,7 +256,7 @@ class _Projections:
             self.findings.append(found(Kind.DERIVED, last_seq, what))
             return
         elif position < last_seq:
-            self.not_checked.append(f"audit store: it has read {position} of {last_seq} entries so far")
+            self.not_checked.append(f"audit store: of {last_seq} entries the last {last_seq - position}, which it had not read yet")
         try:
             rows = differences(kept, self._scratch)
         except AuditStoreError as error:
@@ -272,7 +272,8 @@ class _Projections:
             self.not_checked.append("current states: there is no bucket; the service builds it anew")
             return
         if position < trail.last_seq:
-            self.not_checked.append(f"current states: built of {position} of {trail.last_seq} entries so far")
+            behind = trail.last_seq - position
+            self.not_checked.append(f"current states: what the last {behind} of {trail.last_seq} entries changed")
         for one in states:
             index = None if one.stream_seq is None else one.stream_seq - 1
             self.findings.append(found(Kind.DERIVED, index, f"bucket CURRENT: {one.what}", one.task_ref))
