@@ -79,7 +79,7 @@ class Standing(StrEnum):
     UNKNOWN = "unknown"  # its credential says no end
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Base of the structures of an entry: immutable, keyword-only, defaults left out of the bytes."""
 
 

@@ -61,7 +61,7 @@ class Commitment(Record, frozen=True, kw_only=True):
     flags: tuple[str, ...] = ()
 
 
-class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag=True):
+class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag=True, gc=False):
     """Base of every event. `at_ms` is when the fact became true, by the Ledger's clock."""
 
     at_ms: int

@@ -537,7 +537,7 @@ def test_every_view_and_each_of_its_columns_says_what_it_is(case: Case, tmp_path
             "SELECT table_name, column_name FROM duckdb_columns() WHERE comment IS NULL AND table_name IN "
             "(SELECT view_name FROM duckdb_views() WHERE NOT internal)"
         ).fetchall()
-    assert len(views) == 11
+    assert len(views) == 12
     assert all(comment for _, comment in views)
     assert silent == []
     assert TRACE in {row[0] for row in case.asked("by_tool", "trace_id")}

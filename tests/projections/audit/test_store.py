@@ -17,7 +17,8 @@ from tests.projections.audit.histories import NOW_MS, Trail, mixed
 
 from tasktrail.events.authority import Authority
 from tasktrail.events.decide import CancelTask, CompleteTask, ReportStatus
-from tasktrail.events.subjects import task_subject
+from tasktrail.events.facts import GapFound
+from tasktrail.events.subjects import control_subject, task_subject
 from tasktrail.projections.audit.columns import EntryRow, EventRow
 from tasktrail.projections.audit.errors import (
     AnotherTrail,
@@ -39,7 +40,18 @@ from tasktrail.projections.audit.timeline import Step
 
 CREATED = datetime(2026, 11, 22, 11, 0, tzinfo=UTC)
 ENOUGH = 2**53
-TABLES = ("entries", "events", "tasks", "denials", "notable", "rejected", "position", "schema_version", "guard")
+TABLES = (
+    "entries",
+    "events",
+    "tasks",
+    "denials",
+    "notable",
+    "service_events",
+    "rejected",
+    "position",
+    "schema_version",
+    "guard",
+)
 GIVEN = {f"${name}" for name in IMPLICIT}
 PACKAGE = files("tasktrail.projections.audit")
 
@@ -66,11 +78,13 @@ def contents(path: Path) -> dict[str, list[tuple[object, ...]]]:
 
 
 def spoilt(entries: int, seed: int = 1) -> Trail:
-    """A mixed trail with a hole, a forged message and bytes that are no entry."""
+    """A mixed trail with a hole, a forged message, bytes that are no entry, and what the service says of itself."""
     trail = mixed(entries, seed=seed)
     del trail.messages[entries // 2]
     trail.messages[entries // 3] = trail.messages[entries // 3]._replace(msg_id="forged")
     trail.put(trail.messages[0].subject, b"\xff not json", "x")
+    gap = GapFound(at_ms=NOW_MS, what="folded polls", since_ms=NOW_MS, until_ms=NOW_MS, cause="crash")
+    trail.note(control_subject("_"), "_", (gap,))
     return trail
 
 
@@ -93,6 +107,7 @@ def store(path: Path) -> Iterator[AuditStore]:
         ("events", EventRow._fields),
         ("denials", DenialRow._fields),
         ("notable", NotableRow._fields),
+        ("service_events", NotableRow._fields),
         ("rejected", RejectedRow._fields),
         ("tasks", TaskRow.__struct_fields__),
         ("steps", StepRow._fields),
@@ -133,7 +148,7 @@ def test_going_on_after_closing_is_as_if_never_closed(tmp_path: Path) -> None:
 
 
 @pytest.mark.requirement("T1")
-@pytest.mark.parametrize("table", ["entries", "events", "denials", "notable", "rejected"])
+@pytest.mark.parametrize("table", ["entries", "events", "denials", "notable", "service_events", "rejected"])
 @pytest.mark.parametrize("change", ["DELETE FROM {0}", "TRUNCATE {0}", "UPDATE {0} SET stream_seq = stream_seq + 1"])
 def test_what_was_recorded_can_be_neither_changed_nor_deleted(path: Path, table: str, change: str) -> None:
     fed(path, spoilt(60)).close()

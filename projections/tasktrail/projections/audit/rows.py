@@ -61,6 +61,7 @@ from tasktrail.projections.audit.columns import (
 )
 from tasktrail.projections.audit.notable import NotableRow, notable
 
+_OF_SERVICE = frozenset({"control", "governance"})
 _REF_TOKEN = 4  # trail.<gen>.<kind>.<tenant>.<ref>
 _tenant_token = lru_cache(maxsize=4096)(tenant_token)
 
@@ -165,6 +166,7 @@ class Rows:
         self.events: list[EventRow] = []
         self.denials: list[DenialRow] = []
         self.notable: list[NotableRow] = []
+        self.service_events: list[NotableRow] = []
         self.rejected: list[RejectedRow] = []
         self.created: dict[str, TaskRow] = {}
         self.changed: dict[str, TaskRow] = {}
@@ -260,7 +262,10 @@ class _Reading:
         self.rows.entries.append(row)
         self.rows.events.extend(events)
         self.rows.denials.extend(denials)
-        self.rows.notable.extend(notable(row, events))
+        looked_for = list(notable(row, events))
+        self.rows.notable.extend(looked_for)
+        if kind in _OF_SERVICE:
+            self.rows.service_events.extend(looked_for)
         if task is not None:
             made_here = before is None or task.task_ref in self.rows.created
             (self.rows.created if made_here else self.rows.changed)[task.task_ref] = task

@@ -271,6 +271,7 @@ class AuditStore:
         self._insert("events", EventRow._fields, rows.events)
         self._insert("denials", DenialRow._fields, rows.denials)
         self._insert("notable", NotableRow._fields, rows.notable)
+        self._insert("service_events", NotableRow._fields, rows.service_events)
         self._insert("rejected", RejectedRow._fields, rows.rejected)
         # By first_seq and not by task_ref: zone maps find the few row groups of recent tasks.
         columns = ("first_seq", *CHANGING)

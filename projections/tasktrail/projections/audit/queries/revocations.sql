@@ -2,7 +2,7 @@
 SELECT *
 FROM (
     SELECT *
-    FROM steps
+    FROM service_steps
     WHERE kind = 'governance'
         AND type IN ('PrincipalRevoked', 'RevocationLifted')
         AND list_contains($tenants::VARCHAR[], tenant)
