@@ -1,8 +1,8 @@
 """The bare comparison: the tasks extension on the official SDK with a dictionary, as one would write it first.
 
-Guarantees: the wire shapes are tasktrail's own (`tasktrail.mcp.wire`), and tools run in the background with a channel
-that parks `ctx.elicit`. Nothing is stored, bound to a caller, validated, limited or expired: that is what tasktrail
-adds, and what its ratio to this pays for.
+Guarantees: the wire shapes are tasktrail's own (`tasktrail.services.wire`), and tools run in the background with a
+channel that parks `ctx.elicit`. Nothing is stored, bound to a caller, validated, limited or expired: that is what
+tasktrail adds, and what its ratio to this pays for.
 
     tasks = BareTasks({"park", "ask"})
     mcp = MCPServer("benchmark", extensions=[tasks], lifespan=tasks.lifespan)
@@ -29,7 +29,7 @@ from mcp_types import INVALID_PARAMS, CallToolRequestParams, RequestParams
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from tasktrail.events.facts import Status
-from tasktrail.mcp import wire
+from tasktrail.services import wire
 from tasktrail.services.clock import now_ms
 from tasktrail.services.messages import InputAsk, TaskView
 

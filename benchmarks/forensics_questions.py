@@ -84,6 +84,7 @@ _TABLES = {
     "events": "stream_seq",
     "denials": "stream_seq",
     "notable": "stream_seq",
+    "service_events": "stream_seq",
 }
 _COLUMNS = "SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = ? ORDER BY column_index"
 _RANGE = 250_000
@@ -180,6 +181,9 @@ def questions(store: AuditStore, about: Subject) -> dict[str, tuple[str, dict[st
     tokens = ("often", {"token": BOT.token_hash}), ("once", {"token": VISITOR.jti})
     add("timeline", one, apart)
     add("owners", one, apart)
+    add("children", one)
+    add("orphans", everything, one)
+    add("definitions", everything, ("a tool", {"tool": "tool-7"}))
     add("by_principal", often, once)
     add("by_token", *tokens)
     add("by_client", ("often", {"client_id": BOT.client_id}), ("once", {"client_id": VISITOR.client_id}))

@@ -23,7 +23,7 @@ from mcp_types import CLIENT_CAPABILITIES_META_KEY, CLIENT_INFO_META_KEY, PROTOC
 
 from benchmarks.conditions import LIMITS_LIFTED
 from benchmarks.rounds import Planned, Question
-from tasktrail.mcp.wire import EXTENSION
+from tasktrail.services.wire import EXTENSION
 
 CONFIGURATION = "benchmark.toml"
 IN_FLIGHT = (1, 16)

@@ -25,7 +25,8 @@ IMPORT_ALL = r"""
 import importlib, pkgutil, sys
 package = importlib.import_module(sys.argv[1])
 for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-    importlib.import_module(module.name)
+    if not module.name.startswith(("tasktrail.mcp.v1", "tasktrail.mcp.task_store")):  # see tests/v1/test_types.py
+        importlib.import_module(module.name)
 print(*sorted(name for name in sys.modules if "." not in name), sep="\n")
 """
 

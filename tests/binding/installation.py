@@ -40,7 +40,7 @@ TENANT, ELSEWHERE = "acme", "globex"
 BRIEF_MS = 1_500
 """How long the handle of a brief task lives."""
 
-_AUDIENCE = "https://mcp.example/mcp"
+AUDIENCE = "https://mcp.example/mcp"
 _MANY = 1_000_000
 _serial = itertools.count(1)
 
@@ -54,7 +54,7 @@ class Who(msgspec.Struct, frozen=True, kw_only=True):
 
     def token(self, ttl_s: float = 600) -> str:
         """A new token; one that has ended when `ttl_s` is negative."""
-        claims: dict[str, Any] = {"client_id": self.client_id, "aud": _AUDIENCE}
+        claims: dict[str, Any] = {"client_id": self.client_id, "aud": AUDIENCE}
         return self.issuer.issue(self.sub, scope="tasks", ttl_s=ttl_s, **claims)
 
     def but(self, **other: object) -> "Who":
@@ -128,10 +128,11 @@ class Installation:
         return done
 
 
-def _configuration(issuers: tuple[LocalIssuer, LocalIssuer], identity: Identity) -> str:
+def configuration(issuers: tuple[LocalIssuer, LocalIssuer], identity: Identity) -> str:
+    """The service's configuration, with a tool for each binding mode."""
     parts = [f'[service]\ndefault_tenant = "{TENANT}"\npoll_interval_ms = 50']
     parts += [
-        f'[[issuers]]\nurl = "{one.url}"\ntenant = "{TENANT}"\naudience = ["{_AUDIENCE}"]\n'
+        f'[[issuers]]\nurl = "{one.url}"\ntenant = "{TENANT}"\naudience = ["{AUDIENCE}"]\n'
         f'jwks_url = "{one.jwks_url}"\nskew_ms = 0'
         for one in issuers
     ]
@@ -200,16 +201,16 @@ async def installed(identity: Identity, directory: Path) -> AsyncGenerator[Insta
     async with contextlib.AsyncExitStack() as stack:
         issuers = (stack.enter_context(LocalIssuer()), stack.enter_context(LocalIssuer()))
         config = directory / "tasktrail.toml"
-        config.write_text(_configuration(issuers, identity), encoding="utf-8")
+        config.write_text(configuration(issuers, identity), encoding="utf-8")
         up = stack.enter_context(UpProcess(directory / "data", environment={"TASKTRAIL_CONFIG": str(config)}))
         checks: TokenVerifier = _Anything()
         if identity == "asserted":
-            checks = JwtVerifier([Issuer(one.url, one.jwks_url, _AUDIENCE) for one in issuers], skew_s=0)
+            checks = JwtVerifier([Issuer(one.url, one.jwks_url, AUDIENCE) for one in issuers], skew_s=0)
         urls: list[str] = []
         for verifier in (checks, None):
             sock = stack.enter_context(listening())
             urls.append(url_of(sock))
-            app = _server(up.data / "adapter.json", identity, verifier, issuers[0].url, urls[-1])
+            app = _server(up.data / "servers" / "workshop.json", identity, verifier, issuers[0].url, urls[-1])
             await stack.enter_async_context(_served(app, sock))
         wire = McpWire(*urls)
         stack.push_async_callback(wire.close)

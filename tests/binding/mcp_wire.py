@@ -27,19 +27,23 @@ class McpWire:
 
     def __init__(self, with_tokens: str, without: str) -> None:
         self._urls = {True: with_tokens, False: without}
-        self._http = _connections()
+        self.http = _connections()
         self.extra_headers: dict[str, str] = {}
         self.extra_meta: dict[str, Any] = {}
         self.arguments: dict[str, Any] = {}
 
+    def url(self, token: str | None) -> str:
+        """The endpoint for this token, or for none."""
+        return self._urls[token is not None]
+
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self.http.aclose()
 
     async def reconnect(self) -> None:
         """Leave all connections and take new ones."""
-        await self._http.aclose()
-        self._http = _connections()
+        await self.http.aclose()
+        self.http = _connections()
 
     def _request(self, token: str | None, method: str, params: Mapping[str, Any], name: str | None) -> httpx.Request:
         headers = {
@@ -53,18 +57,16 @@ class McpWire:
         }
         said = {**params, "_meta": {**_META, **self.extra_meta}}
         body = {"jsonrpc": "2.0", "id": _RPC_ID, "method": method, "params": said}
-        return self._http.build_request(
-            "POST", self._urls[token is not None], content=json.dumps(body), headers=headers
-        )
+        return self.http.build_request("POST", self.url(token), content=json.dumps(body), headers=headers)
 
     async def _ask(
         self, token: str | None, method: str, params: Mapping[str, Any], name: str | None
     ) -> tuple[Outcome, dict[str, Any]]:
         """One request, read to its end: what it came to, and the JSON-RPC message, empty when there is none."""
-        response = await self._http.send(self._request(token, method, params, name))
-        messages = _messages(response.text)
+        response = await self.http.send(self._request(token, method, params, name))
+        messages = json_messages(response.text)
         message = messages[-1] if messages else {}
-        raw = _shown(response, response.content)
+        raw = shown(response, response.content)
         return Outcome(allowed="result" in message, status=response.status_code, raw=raw), message
 
     async def create(self, token: str | None, tool: str) -> Outcome:
@@ -100,32 +102,32 @@ class McpWire:
         self, token: str | None, task_id: str, meanwhile: Callable[[], Awaitable[None]] | None
     ) -> Outcome:
         params = {"notifications": {"taskIds": [task_id]}}
-        response = await self._http.send(self._request(token, "subscriptions/listen", params, None), stream=True)
+        response = await self.http.send(self._request(token, "subscriptions/listen", params, None), stream=True)
         raw, granted = b"", False
         try:
             async for chunk in response.aiter_bytes():
                 raw += chunk
-                if not granted and any(task_id in _granted(message) for message in _messages(raw.decode())):
+                if not granted and any(task_id in _granted(message) for message in json_messages(raw.decode())):
                     granted = True
                     if meanwhile is None:
                         break
                     await meanwhile()
         finally:
             await response.aclose()
-        return Outcome(allowed=granted, status=response.status_code, raw=_shown(response, raw))
+        return Outcome(allowed=granted, status=response.status_code, raw=shown(response, raw))
 
 
 def _connections() -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=WITHIN_S, trust_env=False)
 
 
-def _shown(response: httpx.Response, body: bytes) -> bytes:
+def shown(response: httpx.Response, body: bytes) -> bytes:
     """Headers, without the date, and body."""
     headers = sorted(f"{name}: {value}" for name, value in response.headers.items() if name != "date")
     return "\n".join(headers).encode() + b"\n\n" + body
 
 
-def _messages(text: str) -> list[dict[str, Any]]:
+def json_messages(text: str) -> list[dict[str, Any]]:
     """The whole JSON-RPC messages of a body, which may be one or a stream of events."""
     lines = [line.removeprefix("data:") for line in text.splitlines() if line.startswith("data:")]
     found: list[dict[str, Any]] = []

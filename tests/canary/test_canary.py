@@ -102,7 +102,7 @@ async def uncompressed(up: UpProcess) -> None:
         made = await JetStreamContext(nc).streams_info()
     finally:
         await nc.close()
-    assert len(made) == 5
+    assert len(made) == 6
     assert {str(info.config.compression or "none").rpartition(".")[2].lower() for info in made} == {"none"}
 
 
@@ -222,7 +222,9 @@ async def by_bad_requests(feeder: Feeder, planted: Planted) -> None:
     for action, said in bad:
         await refused(feeder, action, said)
     call = asked(ANA, "tasks/get", task_id="x")
-    call["call"] |= {name: planted.canary(name) for name in ("rpc_id", "traceparent", "address", "forwarded_for")}
+    call["call"] |= {
+        name: planted.canary(name) for name in ("rpc_id", "traceparent", "tracestate", "address", "forwarded_for")
+    }
     await refused(feeder, "get", call)
 
 

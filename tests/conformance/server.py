@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
@@ -30,6 +31,7 @@ from mcp_types import (
     InputRequiredResult,
 )
 from pydantic import BaseModel
+from starlette.types import ASGIApp
 
 from tasktrail.mcp.extension import Tasks
 
@@ -91,19 +93,18 @@ async def test_tool_with_task(ctx: Context) -> str | InputRequiredResult:
     return f"Hello, {(answer.content or {}).get('name', answer.action)}!"
 
 
-def build(data: Path) -> MCPServer:
-    """Return the server, its trail in the directory `data`."""
-    tasks = Tasks.embed(
-        data=data,
-        tools={
-            "slow_compute": "optional",
-            "failing_job": "required",
-            "protocol_error_job": "optional",
-            "confirm_delete": "optional",
-            "multi_input": "optional",
-            "test_tool_with_task": "required",
-        },
-    )
+SUPPORT = {
+    "slow_compute": "optional",
+    "failing_job": "required",
+    "protocol_error_job": "optional",
+    "confirm_delete": "optional",
+    "multi_input": "optional",
+    "test_tool_with_task": "required",
+}
+
+
+def build(tasks: Tasks) -> MCPServer:
+    """Return the server, its tasks at this tasktrail."""
     mcp = MCPServer("conformance", extensions=[tasks], lifespan=tasks.lifespan)
     for tool in (
         greet,
@@ -128,17 +129,17 @@ class _AnnouncingServer(uvicorn.Server):
             print(f"ready http://{host}:{port}/mcp", flush=True)  # noqa: T201 - the line whoever started us waits for
 
 
-def main(port: int) -> None:
-    """Serve on the loopback interface until interrupted."""
+def serve(port: int, app: Callable[[Path], ASGIApp]) -> None:
+    """Serve what `app` makes on the loopback interface until interrupted; it gets a directory for its data."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the directory is removed on SIGTERM too
     with (
         contextlib.suppress(KeyboardInterrupt),
         tempfile.TemporaryDirectory(prefix="tasktrail-conformance-") as directory,
         socket.create_server(("127.0.0.1", port)) as listening,
     ):
-        app = build(Path(directory)).streamable_http_app()
-        asyncio.run(_AnnouncingServer(uvicorn.Config(app, log_level="warning")).serve([listening]))
+        config = uvicorn.Config(app(Path(directory)), log_level="warning")
+        asyncio.run(_AnnouncingServer(config).serve([listening]))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    serve(int(sys.argv[1]), lambda data: build(Tasks.embed(data, tools=SUPPORT)).streamable_http_app())

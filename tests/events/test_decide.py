@@ -20,10 +20,12 @@ from tasktrail.events.decide import (
     ReportStatus,
     RequestInput,
     RespondToInput,
+    SeeDefinition,
     StopTask,
+    TakeWork,
     TaskCommand,
 )
-from tasktrail.events.facts import CommandRefused, Status, TaskEvent
+from tasktrail.events.facts import CommandRefused, OnWorkerLost, Status, TaskEvent
 from tasktrail.events.task import Task
 from tasktrail.testing.scenario import (
     ELICITATION,
@@ -42,6 +44,7 @@ from tasktrail.testing.scenario import (
     given,
     resumed,
     sealed,
+    worker_lost,
 )
 
 ENDED_MS = NOW_MS + TTL_MS
@@ -64,6 +67,7 @@ SITUATIONS: dict[str, tuple[tuple[TaskEvent, ...], int]] = {
     "time over": ((created(),), ENDED_MS),
     "asked, time over": ((created(), asked("a")), ENDED_MS),
     "completed, time over": ((created(), completed()), ENDED_MS),
+    "no worker": ((created(worker="w1", on_worker_lost=OnWorkerLost.RERUN), worker_lost()), LATER_MS),
 }
 
 COMMANDS: dict[str, TaskCommand] = {
@@ -77,60 +81,65 @@ COMMANDS: dict[str, TaskCommand] = {
     "stop": StopTask(id="c"),
     "expire": ExpireTask(id="c"),
     "lose": LoseWorker(id="c", cause="lease", error=sealed("error"), code=-32603),
+    "take": TakeWork(id="c", worker="w2"),
+    "see": SeeDefinition(id="c", tool_sha256="two"),
 }
 
 # Events joined by `+`; a refusal is its reason in brackets; `-` is nothing to record. Columns as in COMMANDS:
 #   create report ask answer complete
-#   fail cancel stop expire lose
+#   fail cancel stop expire lose take see
 TABLE = {
     "none": """
         TaskCreated (no_such_task) (no_such_task) (no_such_task) (no_such_task)
-        (no_such_task) (no_such_task) (no_such_task) (no_such_task) (no_such_task)""",
+        (no_such_task) (no_such_task) (no_such_task) (no_such_task) (no_such_task) (no_such_task) (no_such_task)""",
     "working": """
         (already_created) StatusReported InputRequested InputIgnored TaskCompleted
-        TaskFailed CancelRequested (no_cancel_requested) (not_due) WorkerLost+TaskFailed""",
+        TaskFailed CancelRequested (no_cancel_requested) (not_due) WorkerLost+TaskFailed (not_waiting) -""",
     "one asked": """
         (already_created) StatusReported InputRequested InputResponded+TaskResumed TaskCompleted
-        TaskFailed CancelRequested (no_cancel_requested) (not_due) WorkerLost+TaskFailed""",
+        TaskFailed CancelRequested (no_cancel_requested) (not_due) WorkerLost+TaskFailed (not_waiting) -""",
     "two asked": """
         (already_created) StatusReported InputRequested InputResponded TaskCompleted
-        TaskFailed CancelRequested (no_cancel_requested) (not_due) WorkerLost+TaskFailed""",
+        TaskFailed CancelRequested (no_cancel_requested) (not_due) WorkerLost+TaskFailed (not_waiting) -""",
     "part answered": """
         (already_created) StatusReported InputRequested InputResponded+TaskResumed TaskCompleted
-        TaskFailed CancelRequested (no_cancel_requested) (not_due) WorkerLost+TaskFailed""",
+        TaskFailed CancelRequested (no_cancel_requested) (not_due) WorkerLost+TaskFailed (not_waiting) -""",
     "all answered": """
         (already_created) StatusReported InputRequested InputIgnored TaskCompleted
-        TaskFailed CancelRequested (no_cancel_requested) (not_due) WorkerLost+TaskFailed""",
+        TaskFailed CancelRequested (no_cancel_requested) (not_due) WorkerLost+TaskFailed (not_waiting) -""",
     "cancel requested": """
         (already_created) StatusReported (cancel_requested) InputIgnored TaskCompleted
-        TaskFailed (already_requested) TaskCancelled (not_due) WorkerLost+TaskFailed""",
+        TaskFailed (already_requested) TaskCancelled (not_due) WorkerLost+TaskFailed (not_waiting) -""",
     "asked, cancel requested": """
         (already_created) StatusReported (cancel_requested) InputResponded+TaskResumed TaskCompleted
-        TaskFailed (already_requested) TaskCancelled (not_due) WorkerLost+TaskFailed""",
+        TaskFailed (already_requested) TaskCancelled (not_due) WorkerLost+TaskFailed (not_waiting) -""",
     "completed": """
         (already_created) (terminal) (terminal) (terminal) (terminal)
-        (terminal) (terminal) (terminal) (not_due) (terminal)""",
+        (terminal) (terminal) (terminal) (not_due) (terminal) (terminal) -""",
     "failed": """
         (already_created) (terminal) (terminal) (terminal) (terminal)
-        (terminal) (terminal) (terminal) (not_due) (terminal)""",
+        (terminal) (terminal) (terminal) (not_due) (terminal) (terminal) -""",
     "cancelled": """
         (already_created) (terminal) (terminal) (terminal) (terminal)
-        (terminal) (terminal) (terminal) (not_due) (terminal)""",
+        (terminal) (terminal) (terminal) (not_due) (terminal) (terminal) -""",
     "completed, then expired": """
         (already_created) (expired) (expired) (expired) (expired)
-        (expired) (expired) (expired) - (expired)""",
+        (expired) (expired) (expired) - (expired) (expired) -""",
     "expired alive": """
         (already_created) (expired) (expired) (expired) (expired)
-        (expired) (expired) (expired) - (expired)""",
+        (expired) (expired) (expired) - (expired) (expired) -""",
     "time over": """
         (already_created) (ttl_elapsed) (ttl_elapsed) (ttl_elapsed) (ttl_elapsed)
-        (ttl_elapsed) (ttl_elapsed) (ttl_elapsed) TaskCancelled+TaskExpired (ttl_elapsed)""",
+        (ttl_elapsed) (ttl_elapsed) (ttl_elapsed) TaskCancelled+TaskExpired (ttl_elapsed) (ttl_elapsed) -""",
     "asked, time over": """
         (already_created) (ttl_elapsed) (ttl_elapsed) (ttl_elapsed) (ttl_elapsed)
-        (ttl_elapsed) (ttl_elapsed) (ttl_elapsed) TaskCancelled+TaskExpired (ttl_elapsed)""",
+        (ttl_elapsed) (ttl_elapsed) (ttl_elapsed) TaskCancelled+TaskExpired (ttl_elapsed) (ttl_elapsed) -""",
     "completed, time over": """
         (already_created) (terminal) (terminal) (terminal) (terminal)
-        (terminal) (terminal) (terminal) TaskExpired (terminal)""",
+        (terminal) (terminal) (terminal) TaskExpired (terminal) (terminal) -""",
+    "no worker": """
+        (already_created) StatusReported InputRequested InputIgnored TaskCompleted
+        TaskFailed CancelRequested+TaskCancelled (no_cancel_requested) (not_due) (no_worker) WorkTaken -""",
 }
 
 

@@ -20,14 +20,17 @@ from tasktrail.events.decide import (
     GiveGrant,
     Governing,
     LoseWorker,
+    OfWork,
     PlaceHold,
     ReleaseHold,
     ReportStatus,
     RequestInput,
     RespondToInput,
     RevokeHandle,
+    SeeDefinition,
     ShredPayload,
     StopTask,
+    TakeWork,
     TaskCommand,
     WithdrawGrant,
     decide,
@@ -39,9 +42,12 @@ from tasktrail.events.facts import (
     HoldPlaced,
     HoldReleased,
     InputRequested,
+    OnWorkerLost,
     PayloadShredded,
     TaskEvent,
     TaskExpired,
+    WorkerLost,
+    WorkTaken,
 )
 from tasktrail.events.subjects import task_ref
 from tasktrail.events.task import OnTask, Task, apply, evolve, replay
@@ -61,18 +67,31 @@ answers = st.builds(
     fault=st.sampled_from(["", "", "", "wrong"]),
 )
 asks = st.builds(Ask, key=keys, method=st.just(ELICITATION), request=payloads)
+RERUNS_MAX = 2
 fixed = {"id": st.just("")}
+workers = st.sampled_from(["w1", "w2"])
+said = {"worker": st.none() | workers | st.just(""), "attempt": st.integers(0, 3)}
 commands: st.SearchStrategy[TaskCommand] = st.one_of(
     st.builds(create, st.just("")),
     st.builds(ReportStatus, message=st.none() | payloads, **fixed),
     st.builds(RequestInput, asks=st.lists(asks, max_size=3).map(tuple), **fixed),
     st.builds(RespondToInput, answers=st.lists(answers, max_size=4).map(tuple), **fixed),
-    st.builds(CompleteTask, result=payloads, is_error=st.booleans(), **fixed),
-    st.builds(FailTask, error=payloads, code=st.integers(-32999, -1), **fixed),
+    st.builds(CompleteTask, result=payloads, is_error=st.booleans(), **said, **fixed),
+    st.builds(FailTask, error=payloads, code=st.integers(-32999, -1), **said, **fixed),
     st.builds(CancelTask, **fixed),
-    st.builds(StopTask, **fixed),
+    st.builds(StopTask, **said, **fixed),
     st.builds(ExpireTask, **fixed),
-    st.builds(LoseWorker, cause=st.just("lease"), error=payloads, code=st.just(-1), **fixed),
+    st.builds(
+        LoseWorker,
+        cause=st.sampled_from(["lease", "shutdown"]),
+        error=payloads,
+        code=st.just(-1),
+        reruns_max=st.just(RERUNS_MAX),
+        **said,
+        **fixed,
+    ),
+    st.builds(TakeWork, worker=workers, tool_sha256=st.sampled_from(["", "one", "two"]), **fixed),
+    st.builds(SeeDefinition, tool_sha256=st.sampled_from(["", "one", "two"]), **fixed),
 )
 rules = {"reason": st.just("r"), **fixed}
 names = st.sampled_from(["one", "two"])
@@ -93,9 +112,9 @@ steps = st.lists(st.tuples(commands, st.sampled_from([0, 1, 1_000, TTL_MS])), ma
 RETENTION_MS = {"completed": 2_000, "failed": 0, "cancelled": TTL_MS * 2}
 
 
-def run(sequence: list[tuple[TaskCommand, int]]) -> tuple[list[Task], list[TaskEvent]]:
+def run(sequence: list[tuple[TaskCommand, int]], **of: Any) -> tuple[list[Task], list[TaskEvent]]:  # noqa: ANN401 - of a creation
     """Commands in order, each so many milliseconds after the one before: the states and the events."""
-    made = decide(create(at_ms=NOW_MS, retention_ms=RETENTION_MS), None)
+    made = decide(create(at_ms=NOW_MS, retention_ms=RETENTION_MS, **of), None)
     at_ms, tasks, events = NOW_MS, [replay(made)], [*made]
     for number, (command, later_ms) in enumerate(sequence):
         at_ms += later_ms
@@ -192,6 +211,26 @@ def test_keys_are_asked_once_and_an_answer_is_never_changed(sequence: list[tuple
             assert one.response is None or after.inputs[key] == one
         if after.status == "working":
             assert not after.outstanding
+
+
+@pytest.mark.requirement("L9")
+@given(steps, st.sampled_from(OnWorkerLost))
+def test_only_the_worker_of_a_task_speaks_for_it_and_it_is_started_again_as_declared(
+    sequence: list[tuple[TaskCommand, int]], on_worker_lost: OnWorkerLost
+) -> None:
+    """Feature L9: as its tool declares, never silently, never twice by surprise."""
+    tasks, events = run(sequence, worker="w1", on_worker_lost=on_worker_lost)
+    for (command, _), (before, after) in zip(sequence, itertools.pairwise(tasks), strict=True):
+        if isinstance(command, OfWork) and command.worker is not None and command.worker != before.worker:
+            assert visible(after) == visible(before)
+            assert (after.worker, after.attempt) == (before.worker, before.attempt)
+        assert not (after.waits_for_worker and after.worker)
+        assert after.attempt - before.attempt in {0, 1}
+        assert after.attempt == before.attempt or isinstance(command, TakeWork)
+    lost = [event for event in events if isinstance(event, WorkerLost)]
+    taken = [event for event in events if isinstance(event, WorkTaken)]
+    assert len(taken) <= sum(event.rerun for event in lost) <= (RERUNS_MAX if on_worker_lost == "rerun" else 0)
+    assert [event.attempt for event in taken] == list(range(2, len(taken) + 2))
 
 
 @pytest.mark.requirement("L2")

@@ -61,6 +61,7 @@ def honest(handle: str, ref: str) -> dict[str, Json]:
     return {
         "create": creation(ana, "c", ttl_ms=60_000, poll_interval_ms=500, client_extensions=["x"], tool_sha256="0"),
         "get": asked(ana, "tasks/get", task_id=handle),
+        "list": asked(ana, "tasks/list", cursor="", limit=10),
         "update": asked(ana, "tasks/update", task_id=handle, command_id="c", answers={"k": {"action": "accept"}}),
         "cancel": asked(ana, "tasks/cancel", task_id=handle, command_id="c"),
         "watch": asked(ana, "subscriptions/listen", task_ids=[handle]),
@@ -73,6 +74,8 @@ def honest(handle: str, ref: str) -> dict[str, Json]:
         "fail": {**work, "error": {"code": -32603, "message": "x", "data": None}},
         "stop": work,
         "lose": {**work, "cause": "shutdown"},
+        "renew": {"worker": "w1"},
+        "take": {"worker": "w1", "tools": {"report": ""}, "taken": {}, "wait_ms": 0},
     }
 
 

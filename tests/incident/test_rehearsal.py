@@ -216,6 +216,27 @@ def test_who_approved_is_told_with_how_strongly_they_had_authenticated(scene: Sc
     assert (stolen["action"], stolen["address"], stolen["sub"]) == ("accept", ELSEWHERE, "ana")
 
 
+@pytest.mark.requirement("M6")
+def test_a_token_that_came_from_two_addresses_is_in_the_verdict_of_those_tasks_only(scene: Scene) -> None:
+    """Feature M4: a handle replayed from a new address. Every planted task, and the first of the crowd's."""
+    story = scene.story
+    came: dict[tuple[str, str], set[str]] = {}
+    for done in story.done:
+        if done.token and done.address:
+            came.setdefault((done.task, done.token), set()).add(done.address)
+    wanted = {task for (task, _), addresses in came.items() if task and len(addresses) > 1}
+    crowd = [done.task for done in story.done if "TaskCreated" in done.types and done.task not in story.tasks.values()]
+    found = set[str]()
+    for ref in (*story.tasks.values(), *crowd[:20]):
+        ran = scene.run("timeline", ref, "--json")
+        assert ran.code == 0, ran.err
+        codes = {one["code"]: one for one in json.loads(ran.out)["verdict"]["findings"]}
+        if "other_address" in codes:
+            found.add(ref)
+            assert ELSEWHERE in codes["other_address"]["what"]
+    assert found == wanted == {story.tasks[name] for name in ("A1", "A2", "A3")}
+
+
 def test_those_who_tried_are_told_by_source_with_the_true_reasons(scene: Scene) -> None:
     """Denied attempts by source."""
     rows = scene.ask("denied_by_source")

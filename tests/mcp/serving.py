@@ -12,6 +12,7 @@ from typing import Any
 
 import uvicorn
 from mcp.server import MCPServer
+from starlette.types import ASGIApp
 
 from tasktrail.testing.waiting import until
 
@@ -45,11 +46,10 @@ def url_of(sock: socket.socket) -> str:
 
 
 @contextlib.asynccontextmanager
-async def served(mcp: MCPServer[Any], sock: socket.socket) -> AsyncGenerator[None]:
-    """Serve `mcp` on the socket until the block ends."""
-    config = uvicorn.Config(
-        mcp.streamable_http_app(), log_level="error", ws="none", lifespan="on", timeout_graceful_shutdown=_STOP_S
-    )
+async def served(mcp: MCPServer[Any] | ASGIApp, sock: socket.socket) -> AsyncGenerator[None]:
+    """Serve `mcp`, or an application, on the socket until the block ends."""
+    app = mcp.streamable_http_app() if isinstance(mcp, MCPServer) else mcp
+    config = uvicorn.Config(app, log_level="error", ws="none", lifespan="on", timeout_graceful_shutdown=_STOP_S)
     server = _Server(config)
     serving = asyncio.create_task(server.serve([sock]))
     try:

@@ -113,7 +113,7 @@ def test_more_rows_than_are_named_are_said_to_be_there(rebuilt: Path, tmp_path: 
     assert [(one.field, one.live) for one in found] == [
         ("server", '"other"'),
         ("server", '"other"'),
-        ("", "more than 2 rows differ"),
+        ("", "more than 2 rows"),
     ]
 
 

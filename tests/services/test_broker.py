@@ -37,6 +37,7 @@ from tasktrail.services.broker import (
     require_api_level,
     start_child,
 )
+from tasktrail.services.messages import command_subject
 from tasktrail.testing.nats import settle
 
 PARENT = """
@@ -266,6 +267,49 @@ async def test_an_adapter_can_not_listen_to_anything_but_its_inbox_and_signals(b
         await adapter.subscribe(subject)
         await settle(adapter)
         await violations.wait_for(f'permissions violation for subscription to "{subject.lower()}"')
+
+
+@pytest.mark.requirement("O2")
+async def test_a_named_server_speaks_in_its_own_name_and_nobody_else_does(tmp_path: Path) -> None:
+    """Issue "Adapters": per-server NATS users that can reach only their own subjects."""
+    with Broker.start(tmp_path / "nats", servers=["reports", "Büro 1"]) as running:
+        service = await nats.connect(**running.connect_options())
+        told: asyncio.Queue[str] = asyncio.Queue()
+
+        async def tell(error: Exception) -> None:
+            await told.put(str(error).lower())
+
+        async def answer(message: Msg) -> None:
+            await message.respond(message.data)
+
+        await service.subscribe("tasktrail.cmd.>", cb=answer)
+        await settle(service)
+        office = command_subject("Büro 1", "get")
+        reports = await nats.connect(**running.server_connect_options("reports"), error_cb=tell)
+        other = await nats.connect(**running.server_connect_options("Büro 1"), error_cb=tell)
+        adapter = await nats.connect(**running.adapter_connect_options(), error_cb=tell)
+        assert (await reports.request("tasktrail.cmd.reports.get", b"mine", timeout=5)).data == b"mine"
+        assert (await other.request(office, b"mine", timeout=5)).data == b"mine"
+        assert (await adapter.request("tasktrail.cmd.else.get", b"no name", timeout=5)).data == b"no name"
+        for stranger in (adapter, other):
+            await stranger.publish("tasktrail.cmd.reports.get", b"forged", reply=stranger.new_inbox())
+            await stranger.flush()
+            assert 'publish to "tasktrail.cmd.reports.get"' in await asyncio.wait_for(told.get(), 5)
+            await stranger.subscribe("tasktrail.signal.reports.*")
+            await stranger.flush()
+            assert 'subscription to "tasktrail.signal.reports.*"' in await asyncio.wait_for(told.get(), 5)
+        for one in (service, reports, other, adapter):
+            await one.close()
+
+
+def test_the_password_of_a_server_waits_while_it_is_not_named(tmp_path: Path) -> None:
+    """Promise of `logins`: whoever opens the store without the configuration takes nothing from adapters."""
+    with Broker.start(tmp_path / "nats", servers=["reports"]) as running:
+        first = running.server_connect_options("reports")
+    with Broker.start(tmp_path / "nats") as running:
+        assert not running.servers
+    with Broker.start(tmp_path / "nats", servers=["reports"]) as running:
+        assert running.server_connect_options("reports")["password"] == first["password"]
 
 
 class Violations:

@@ -195,6 +195,10 @@ def test_a_value_that_cannot_be_is_told_with_its_line_key_and_remedy(tmp_path: P
             ":6: operators[0].sha256: is the same key as api_keys[0]",
         ),
         (
+            f'[[operators]]\nname = "a"\nsha256 = "{DIGEST}"\n[[servers]]\nname = "a"\nsha256 = "{DIGEST}"\n',
+            ":6: servers[0].sha256: is the same key as operators[0]",
+        ),
+        (
             '[[api_keys]]\nname = "a"\nsha256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"\n',
             ":3: api_keys[0].sha256: is the digest of an empty key",
         ),

@@ -274,11 +274,14 @@ async def test_an_adapter_that_may_do_more_is_unsafe(embedded: Embedded) -> None
 
 
 async def test_servers_that_share_a_login_can_take_each_others_names(embedded: Embedded, tmp_path: Path) -> None:
-    """The embedded broker has one login for all adapters: with `[[servers]]` that matters, and it is said."""
+    """Servers that a pattern fits have no login of their own, and it is said; one with a name of its own has."""
     path = tmp_path / "tasktrail.toml"
-    path.write_text('[[servers]]\nname = "reports"\nasserts = true\n')
+    path.write_text('[[servers]]\nname = "reports*"\nasserts = true\n')
     report = await examine(effective({}, path, data=embedded.data))
     assert by_check(report)["permissions of adapters"] is NOTICE
+    path.write_text('[[servers]]\nname = "reports"\nasserts = true\n')
+    report = await examine(effective({}, path, data=embedded.data))
+    assert by_check(report)["permissions of adapters"] is WELL
 
 
 async def test_the_audit_store_of_a_stopped_service_is_measured_by_the_trail(embedded: Embedded) -> None:

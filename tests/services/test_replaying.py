@@ -46,6 +46,17 @@ CLEAN = {name: value for name, value in os.environ.items() if not name.startswit
 WITHIN_S = 60.0
 TASKS = 6
 PAGE = Path(__file__).parents[2] / "docs" / "replay.md"
+RITA = "rita-s-own-token"
+CONFIGURATION = f"""
+[[servers]]
+name = "*"
+asserts = true
+
+[[operators]]
+name = "rita"
+sha256 = "{hashlib.sha256(RITA.encode()).hexdigest()}"
+rights = ["revoke"]
+"""
 
 
 class Ran(NamedTuple):
@@ -80,6 +91,8 @@ class Recorded(NamedTuple):
     task_id: str
     archive: Path
     bundle: Path
+    events: list[dict[str, Any]]
+    """What responders did, as the trail has it: `QueryRun` and `AccessDenied` of operators, oldest first."""
 
 
 async def feed(up: UpProcess) -> tuple[str, str]:
@@ -103,12 +116,22 @@ async def feed(up: UpProcess) -> tuple[str, str]:
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     """Everything that needs the running service is done here, once."""
     place = tmp_path_factory.mktemp("replaying")
-    data = place / "data"
-    with UpProcess(data) as up:
+    data, rita = place / "data", place / "rita.token"
+    (place / "tasktrail.toml").write_text(CONFIGURATION)
+    rita.touch(mode=0o600)
+    rita.write_text(RITA)
+    with UpProcess(data, "--config", str(place / "tasktrail.toml")) as up:
         ref, task_id = asyncio.run(feed(up))
         up.wait_until_level()
         at = ("--data", data)
+        as_rita = ("--as", rita, *at)
         said = {
+            "whole": run("replay", "play", "--json", "--case", "INC-7", *at),
+            "task": run("replay", "play", "--json", "--task", task_id, "--from", "3", "--to", "2030-01-01", *at),
+            "nobody": run("replay", "play", "--json", "--task", "x" * 32, *at),
+            "no right": run("replay", "play", "--json", *as_rita),
+            "no right to rebuild": run("replay", "rebuild", "--into", place / "refused", *as_rita),
+            "no right to compare": run("replay", "compare", *as_rita),
             "rebuild": run("replay", "rebuild", "--into", place / "running", "--to", "12", "--json", *at),
             "compare": run("replay", "compare", "--json", *at),
             "play": run("replay", "play", "--json", "--to", "12", *at),
@@ -116,9 +139,15 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
             "bundle": run("bundle", "export", "--task", ref, "--reason", "a rehearsal", "--out", place / "b.tar", *at),
         }
         timeline = msgspec.json.decode(run("timeline", ref, "--json", *at).out, type=Timeline)
+        asked = (
+            "SELECT v.type, v.payload, e.sub FROM events v JOIN entries e USING (stream_seq) "
+            "WHERE v.type = 'QueryRun' OR v.payload LIKE '%operator/%' ORDER BY stream_seq"
+        )
+        rows = run("sql", asked, "--format", "json", *at).document()["rows"]
         up.wait_until_level()
         assert up.stop() == 0
-    return Recorded(data, said, timeline, ref, task_id, place / "archive", place / "b.tar")
+    events = [json.loads(payload) | {"type": kind, "by": by} for kind, payload, by in rows]
+    return Recorded(data, said, timeline, ref, task_id, place / "archive", place / "b.tar", events)
 
 
 @pytest.fixture(scope="module")
@@ -415,6 +444,39 @@ def test_steps_wait_for_enter_on_a_terminal_and_are_refused_without_one(recorded
     os.close(ours)
     found = [msgspec.json.decode(line, type=Step) for line in seen]
     assert tuple(found[: len(recorded.timeline.steps)]) == recorded.timeline.steps
+
+
+@pytest.mark.requirement("T8")
+def test_what_is_read_of_a_running_service_is_on_record_before_it_is_read(recorded: Recorded) -> None:
+    """Issue 4: identity, query, parameters, rows and case id of every query: as many rows as steps were shown."""
+    whole, task, _ = (one for one in recorded.events if one.get("query") == "play")
+    played = steps(recorded.said["whole"])
+    assert (whole["rows"], whole["case_id"]) == (len(played), "INC-7")
+    assert whole["parameters"] == {"as_of": str(played[-1].stream_seq)}
+    assert "not recorded" not in recorded.said["whole"].err
+    assert task["rows"] == len(steps(recorded.said["task"])) > 0
+    assert {**task["parameters"], "as_of": ""} == {
+        "task_ref": recorded.ref,
+        "from": "3",
+        "to": "2030-01-01",
+        "as_of": "",
+    }
+    (built,) = (one for one in recorded.events if one.get("query") == "rebuild")
+    assert {**built["parameters"], "as_of": ""} == {"to": "12", "as_of": ""}
+    nobody = recorded.said["nobody"]
+    assert (nobody.code, "no task on this trail" in nobody.err) == (1, True)
+
+
+@pytest.mark.requirement("T8")
+def test_who_may_not_read_the_trail_is_refused_which_is_on_it(recorded: Recorded) -> None:
+    """The right `read`, as for every reading."""
+    for name in ("no right", "no right to rebuild", "no right to compare"):
+        ran = recorded.said[name]
+        assert (ran.code, ran.out) == (2, ""), ran
+        assert "may not" in ran.err
+    assert not recorded.data.with_name("refused").exists()
+    denied = [one["method"] for one in recorded.events if one["type"] == "AccessDenied"]
+    assert denied == ["operator/play", "operator/rebuild", "operator/snapshot"]
 
 
 async def test_the_bucket_agrees_with_a_replay_of_the_trail(recorded: Recorded) -> None:

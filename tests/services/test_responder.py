@@ -38,6 +38,17 @@ def test_later_starts_and_the_command_line_find_the_same_token(data: Path) -> No
     assert responder.read_token(data) == token
 
 
+def test_mcp_servers_have_a_token_of_their_own(data: Path) -> None:
+    """docs/http.md: neither token's file can hold the other's."""
+    token = responder.open_token(data, responder.SERVER_TOKEN_FILE)
+    assert token.startswith("tts_")
+    assert token != responder.open_token(data)
+    assert mode(data / "server.token") == 0o600
+    (data / "server.token").write_text((data / "responder.token").read_text())
+    with pytest.raises(ResponderError, match="holds no server token"):
+        responder.read_token(data, responder.SERVER_TOKEN_FILE)
+
+
 def test_starts_at_the_same_time_agree_on_one_token(data: Path) -> None:
     """The file appears whole, once: a loser of the race reads the winner's."""
     code = (

@@ -56,6 +56,11 @@ ONLY_ACME = """
 forbid (principal is Operator, action == Action::"readTrail", resource)
 when { principal.name == "omar" && resource.tenant != "acme" };
 """
+NOT_GLOBEX = """
+@id("omar-does-not-see-globex")
+forbid (principal is Operator, action == Action::"readTrail", resource)
+when { principal.name == "omar" && resource.tenant == "globex" };
+"""
 
 
 class Ran(NamedTuple):
@@ -107,7 +112,7 @@ def run(*arguments: str, said: str = "") -> Ran:
 
 def feed(up: UpProcess, server: str) -> str:
     async def made() -> str:
-        feeder = await Feeder.connect(up.adapter(), server)
+        feeder = await Feeder.connect(up.adapter(server), server)
         try:
             said = creation(caller(f"{server}-ana"), f"c-{server}", arguments={"of": server})
             return str((await feeder.settled("create", said))["task_id"])
@@ -185,10 +190,9 @@ def test_a_statement_sees_the_named_tenants_rows_alone_whatever_it_says(place: P
         assert place.sql(statement, "--tenant", "acme")["rows"] == [["acme"]]
     found = place.sql("SELECT * FROM entries", "--tenant", "acme")
     assert "globex" not in json.dumps(found)
-    assert place.sql("SELECT * FROM tasks", "--tenant", "nobody")["rows"] == []
     run = place.recorded()
-    assert [one["parameters"].get("tenant") for one in run][-2:] == ["acme", "nobody"]
-    assert [one["tenant"] for one in run][-2:] == ["acme", "nobody"]
+    assert [one["parameters"].get("tenant") for one in run][-2:] == ["acme", "acme"]
+    assert [one["tenant"] for one in run][-2:] == ["acme", "acme"]
 
 
 @pytest.mark.requirement("T5", "T8")
@@ -209,6 +213,22 @@ def test_who_may_read_one_tenants_trail_alone_gets_nothing_of_another(place: Pla
         place.up.order("policy", text=shipped(), version="shipped-again", reason="a test")
     denied = place.sql("SELECT payload FROM events WHERE type = 'AccessDenied' AND payload LIKE '%operator/%'")["rows"]
     assert len(denied) == 3
+
+
+def test_a_misspelt_tenant_is_refused_with_the_tenants_that_the_operator_may_see(place: Place) -> None:
+    """An answer without rows would look as if nothing had happened; others' names are not for everybody."""
+    ran = place.run("sql", "SELECT 1", "--tenant", "acne")
+    assert (ran.code, ran.out) == (1, "")
+    assert "nothing of a tenant 'acne' is on the trail; there are 'acme', 'globex'. Nothing was run" in ran.err
+    place.up.order("policy", text=shipped() + NOT_GLOBEX, version="not-globex", reason="a test")
+    try:
+        ran = place.run("sql", "SELECT 1", "--tenant", "acne", "--as", place.omar)
+        assert (ran.code, ran.out) == (1, "")
+        assert "there are 'acme'. Nothing was run" in ran.err
+    finally:
+        place.up.order("policy", text=shipped(), version="shipped-once-more", reason="a test")
+    run_of = "SELECT count(*) AS n FROM events WHERE type = 'QueryRun' AND payload LIKE '%acne%'"
+    assert place.sql(run_of)["rows"] == [[0]]
 
 
 @pytest.mark.requirement("T5")
@@ -366,8 +386,7 @@ def test_on_the_data_of_a_stopped_service_it_runs_in_the_same_sandbox_and_is_on_
     ran = run("sql", "SELECT count(*) AS n FROM tasks", "--format", "jsonl", "--data", str(data))
     assert (ran.out, ran.code) == ('{"n":1}\n', 0)
     assert told in ran.err
-    assert run(
-        "sql", "SELECT count(*) AS n FROM tasks", "--tenant", "x", "--format", "jsonl", "--data", str(data)
-    ).out == ('{"n":0}\n')
+    misspelt = run("sql", "SELECT count(*) AS n FROM tasks", "--tenant", "x", "--data", str(data))
+    assert (misspelt.code, misspelt.out) == (1, ""), "a count of 0 would look as if nothing had happened"
     assert run("sql", "SELECT * FROM read_text('/etc/hostname')", "--data", str(data)).code == 2
     assert run("sql", "SELECT 1", "--data", str(tmp_path / "nothing")).code == 2

@@ -7,14 +7,14 @@ import pytest
 from nats.js import api
 from nats.js.errors import APIError
 
-from tasktrail.events.subjects import CURRENT, KEYS, PAYLOADS, TIMERS, TRAIL, control_subject
+from tasktrail.events.subjects import CURRENT, KEYS, PAYLOADS, TIMERS, TRAIL, WORK, control_subject
 from tasktrail.services import trail
 from tasktrail.services.connection import Connection
 from tasktrail.services.settings import Settings
 from tasktrail.testing.nats import NatsCluster, NatsServer
 from tasktrail.testing.parts import Parts, parts
 
-NAMES = {TRAIL, KEYS, TIMERS, f"KV_{CURRENT}", f"OBJ_{PAYLOADS}"}
+NAMES = {TRAIL, KEYS, TIMERS, WORK, f"KV_{CURRENT}", f"OBJ_{PAYLOADS}"}
 
 
 @pytest.fixture

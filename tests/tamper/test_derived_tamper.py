@@ -14,15 +14,22 @@ from tests.projections.audit.histories import mixed
 from tests.tamper.trails import numbered
 
 from tasktrail.projections.audit.columns import Message
-from tasktrail.projections.audit.comparison import differences
 from tasktrail.projections.audit.errors import AuditStoreError
 from tasktrail.projections.audit.store import AuditStore
+from tasktrail.projections.replay import Difference
+from tasktrail.projections.replay_rows import in_words, row_differences
 
 pytestmark = pytest.mark.requirement("T2")
 
 CREATED = datetime(2026, 11, 22, 11, 0, tzinfo=UTC)
 ENTRIES = 400
-PLACES = ("stream_seq", "first_seq", "ord")
+KEYS = {
+    "tasks": ("task_ref",),
+    "denials": ("stream_seq", "ord", "task_ref"),
+    "position": ("stream",),
+    "schema_version": ("version",),
+}
+"""What tells the rows of a table apart; of others `stream_seq` and `ord`."""
 
 
 def messages() -> list[Message]:
@@ -56,7 +63,7 @@ def other(column: str, kind: str) -> str:
         "BLOB": f"{column} || 'x'::BLOB",
         "BOOLEAN": f"NOT coalesce({column}, false)",
         "TIMESTAMP": f"coalesce({column}, TIMESTAMP '2026-01-01') + INTERVAL 1 MINUTE",
-    }.get(kind, f"coalesce({column}, 0) + 1")
+    }.get(kind, f"coalesce({column}, 0) + {10 * ENTRIES}")
 
 
 def open_to_changes(connection: duckdb.DuckDBPyConnection) -> None:
@@ -74,9 +81,14 @@ def columns_of(path: Path) -> dict[str, list[tuple[str, str]]]:
         return {table: connection.execute(asked, [table]).fetchall() for table in tables}
 
 
+def differences(kept: Path, rebuilt: Path) -> list[Difference]:
+    """Without the triggers, which whoever changes a row drops first: `test_replay_rows` has those."""
+    return [one for one in row_differences(kept, rebuilt, most=100) if one.where != "triggers"]
+
+
 def test_two_stores_of_one_trail_do_not_differ(stores: tuple[Path, Path]) -> None:
     """Design section 1, promise 8: equal row for row."""
-    assert differences(*stores) == []
+    assert list(row_differences(*stores)) == []
 
 
 def test_a_change_of_any_column_of_any_table_is_found(stores: tuple[Path, Path], tmp_path: Path) -> None:
@@ -96,16 +108,16 @@ def test_a_change_of_any_column_of_any_table_is_found(stores: tuple[Path, Path],
                     said = f"UPDATE {table} SET {column} = {other(column, kind)} WHERE rowid = {row}"  # noqa: S608 - our names
                     connection.execute(said)
             found = differences(copy, rebuilt)
-            assert {one.table for one in found} == {table}, found
+            assert {one.where for one in found} == {table}, found
             for column, _ in several:
-                wanted = "lacks a row" if column in PLACES else f"{table}.{column} is "
-                assert any(wanted in one.what for one in found), (table, column, found)
+                wanted = "lacks a row" if column in KEYS.get(table, ("stream_seq", "ord")) else f"{table}.{column} is "
+                assert any(wanted in in_words(one) for one in found), (table, column, found)
             tables.add(table)
     assert tables >= {"entries", "events", "tasks", "denials", "rejected", "position"}
 
 
 def test_a_change_is_told_with_its_place_and_both_values(stores: tuple[Path, Path], tmp_path: Path) -> None:
-    """The row's sequence in the stream; of a task's row, that of its creation."""
+    """The row's sequence in the stream; of a task's row, that of its last entry, and its reference."""
     kept, rebuilt = stores
     copy = tmp_path / "audit.duckdb"
     shutil.copy(kept, copy)
@@ -113,11 +125,14 @@ def test_a_change_is_told_with_its_place_and_both_values(stores: tuple[Path, Pat
         open_to_changes(connection)
         connection.execute("UPDATE entries SET sub = 'eve' WHERE stream_seq = 33")
         connection.execute("UPDATE events SET reason = 'none' WHERE stream_seq = 44 AND ord = 0")
-        ((first_seq,),) = connection.execute("SELECT max(first_seq) FROM tasks").fetchall()
-        connection.execute("UPDATE tasks SET standing = 'revoked' WHERE first_seq = ?", [first_seq])
-    found = differences(copy, rebuilt)
-    assert [one.stream_seq for one in found] == sorted([33, 44, first_seq])
-    assert found[0].what.startswith("entries.sub is 'eve', not 'ana'") or "'eve'" in found[0].what
+        ((ref, last_seq),) = connection.execute(
+            "SELECT task_ref, last_seq FROM tasks ORDER BY first_seq DESC LIMIT 1"
+        ).fetchall()
+        connection.execute("UPDATE tasks SET standing = 'revoked' WHERE task_ref = ?", [ref])
+    entry, event, task = differences(copy, rebuilt)
+    assert [one.stream_seq for one in (entry, event, task)] == [33, 44, last_seq]
+    assert in_words(entry).startswith('entries.sub is "eve", not "')
+    assert (in_words(event)[:25], task.task_ref) == ('events.reason is "none", ', ref)
 
 
 def test_rows_and_views_that_are_taken_out_or_put_in_are_found(stores: tuple[Path, Path], tmp_path: Path) -> None:
@@ -128,8 +143,8 @@ def test_rows_and_views_that_are_taken_out_or_put_in_are_found(stores: tuple[Pat
         ("DELETE FROM tasks WHERE first_seq = (SELECT min(first_seq) FROM tasks)", "lacks a row"),
         ("INSERT INTO guard VALUES ('x')", "a row that the trail does not give"),
         ("CREATE OR REPLACE VIEW live_tasks AS SELECT * FROM tasks WHERE status = 'working'", "live_tasks"),
-        ("CREATE TABLE more (a INTEGER)", "more"),
-        ("ALTER TABLE tasks ADD COLUMN more INTEGER", "columns"),
+        ("CREATE TABLE more (a INTEGER)", "table more is not of this schema"),
+        ("ALTER TABLE tasks ADD COLUMN more INTEGER", "column tasks.more"),
     ):
         shutil.copy(kept, copy)
         with duckdb.connect(copy) as connection:
@@ -137,13 +152,13 @@ def test_rows_and_views_that_are_taken_out_or_put_in_are_found(stores: tuple[Pat
             connection.execute(said)
         found = differences(copy, rebuilt)
         assert found, said
-        assert what in found[0].what, (said, found)
+        assert any(what in in_words(one) for one in found), (said, found)
 
 
 def test_an_older_store_differs(stores: tuple[Path, Path], tmp_path: Path) -> None:
     """At its position, and in each row that it lacks."""
     older = store_of(tmp_path / "older.duckdb", messages()[:300])
-    found = {one.table for one in differences(older, stores[1])}
+    found = {one.where for one in differences(older, stores[1])}
     assert found >= {"position", "entries", "events"}
 
 
@@ -152,4 +167,4 @@ def test_a_file_that_is_no_database_is_an_error(stores: tuple[Path, Path], tmp_p
     path = tmp_path / "audit.duckdb"
     path.write_bytes(b"no database" * 1_000)
     with pytest.raises(AuditStoreError):
-        differences(path, stores[1])
+        list(row_differences(path, stores[1]))

@@ -5,9 +5,11 @@ Issue "Forensics": trail against tree, task chains, signatures, projections, wit
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +25,8 @@ from tests.tamper.trails import STRANGER, VKEY
 from tasktrail.events.entry import KEY_ID, MSG_ID, SIGNATURE
 from tasktrail.projections import current
 from tasktrail.projections.audit.columns import Message
+from tasktrail.projections.tlog.log import Log
+from tasktrail.projections.tlog.note import Checkpoint
 from tasktrail.services import archive, trail
 from tasktrail.services.broker import Broker
 from tasktrail.services.connection import Connection
@@ -184,8 +188,31 @@ def test_an_audit_store_with_another_value_in_a_derived_column_is_found(left: Le
         connection.execute("UPDATE entries SET sub = 'somebody else' WHERE stream_seq = ?", [at])
     document = verify(1, "--data", data)
     assert first(document) == ("derived", at - 1)
-    assert document["found"] == 1
-    assert "entries.sub is 'somebody else'" in document["findings"][0]["what"]
+    assert 'entries.sub is "somebody else"' in document["findings"][0]["what"]
+    others = [one["what"] for one in document["findings"][1:]]
+    assert all(re.fullmatch(r"audit store: trigger \w+ is not the one of this schema", one) for one in others), others
+    assert document["found"] == 1 + len(others)
+
+
+def test_old_checkpoints_may_be_thinned_as_the_page_says(data: Path) -> None:
+    """docs/checkpoints.md: local files of checkpoints may go, the first of each hour stays; the log is what it was."""
+    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^find tlog/checkpoints .*$", page, re.MULTILINE)
+    files = sorted((data / "tlog" / "checkpoints").iterdir())
+    for number, one in enumerate(files):
+        days = 2 if number < len(files) - 1 else 0
+        made = time.time() - days * 86_400
+        os.utime(one, times=(made, made))
+    hours = {time.strftime("%Y%m%d%H", time.localtime(one.stat().st_mtime)): one for one in reversed(files[:-1])}
+    assert len(files) > len(hours) + 1, files
+    subprocess.run(["bash", "-c", command], cwd=data, check=True)
+    assert sorted((data / "tlog" / "checkpoints").iterdir()) == sorted({*hours.values(), files[-1]})
+    assert verify(0, "--data", data)["ok"]
+    with Log.open(data / "tlog") as log:
+        newest = log.checkpoint()
+        assert newest is not None
+        assert Checkpoint.parse(newest.text).size == int(files[-1].name)
+        assert log.check() == []
 
 
 def test_an_older_audit_store_in_the_place_of_the_newest_is_found(left: Left, data: Path) -> None:

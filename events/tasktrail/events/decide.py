@@ -9,14 +9,39 @@ command.
 
 from typing import TypeAlias, assert_never
 
-import msgspec
-
-from tasktrail.events.authority import Binding, BindingMode, Standing
+from tasktrail.events.authority import Standing
+from tasktrail.events.commands import (
+    Answer,
+    Ask,
+    CancelTask,
+    ChangeAuthority,
+    Command,
+    CompleteTask,
+    CreateTask,
+    ExpireTask,
+    FailTask,
+    GiveGrant,
+    Governing,
+    LoseWorker,
+    OfWork,
+    PlaceHold,
+    ReleaseHold,
+    ReportStatus,
+    RequestInput,
+    RespondToInput,
+    RevokeHandle,
+    SeeDefinition,
+    ShredPayload,
+    StopTask,
+    TakeWork,
+    TaskCommand,
+    WithdrawGrant,
+    WorkCommand,
+)
 from tasktrail.events.facts import (
     AuthorityChanged,
     CancelRequested,
     CommandRefused,
-    Commitment,
     GrantGiven,
     GrantWithdrawn,
     HandleRevoked,
@@ -25,6 +50,7 @@ from tasktrail.events.facts import (
     InputIgnored,
     InputRequested,
     InputResponded,
+    OnWorkerLost,
     PayloadShredded,
     StatusReported,
     TaskCancelled,
@@ -34,210 +60,53 @@ from tasktrail.events.facts import (
     TaskExpired,
     TaskFailed,
     TaskResumed,
-    TaskSupport,
+    ToolDriftSeen,
     WorkerLost,
+    WorkTaken,
 )
 from tasktrail.events.task import Task
+
+__all__ = [
+    "GRANTS_MAX",
+    "INPUTS_MAX",
+    "SHUTDOWN",
+    "Answer",
+    "Ask",
+    "CancelTask",
+    "ChangeAuthority",
+    "Command",
+    "CompleteTask",
+    "CreateTask",
+    "ExpireTask",
+    "FailTask",
+    "GiveGrant",
+    "Governing",
+    "LoseWorker",
+    "OfWork",
+    "PlaceHold",
+    "ReleaseHold",
+    "ReportStatus",
+    "RequestInput",
+    "RespondToInput",
+    "RevokeHandle",
+    "SeeDefinition",
+    "ShredPayload",
+    "StopTask",
+    "TakeWork",
+    "TaskCommand",
+    "WithdrawGrant",
+    "WorkCommand",
+    "decide",
+]
 
 INPUTS_MAX = 256
 """How many requests for input one task may make over its life."""
 
+SHUTDOWN = "shutdown"
+"""The cause of a worker lost that said goodbye: its work has stopped."""
+
 GRANTS_MAX = 64
 """How many grants, and how many holds, a task may have at a time."""
-
-
-class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=True):
-    """Base of every command. `id` is minted by the caller's adapter; `at_ms` is the Ledger's clock."""
-
-    id: str
-    at_ms: int = 0
-
-
-class CreateTask(Command, frozen=True, kw_only=True):
-    """Make a handle for one call of one tool."""
-
-    binding: Binding
-    binding_mode: BindingMode = BindingMode.EXACT
-    server: str
-    tool: str
-    tool_sha256: str = ""
-    task_support: TaskSupport
-    wire: str
-    protocol_version: str
-    client_extensions: tuple[str, ...] = ()
-    client_features: tuple[str, ...] = ()
-    requested_ttl_ms: int | None = None
-    granted_ttl_ms: int
-    ttl_set_by: str = ""
-    retention_ms: dict[str, int] = {}
-    poll_interval_ms: int
-    handle: Commitment
-    arguments: Commitment | None = None
-
-
-class ReportStatus(Command, frozen=True, kw_only=True):
-    """The work says how far it is."""
-
-    message: Commitment | None = None
-    progress: float | None = None
-    total: float | None = None
-
-
-class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """One request for input under a key that the task has not used before."""
-
-    key: str
-    method: str
-    request: Commitment
-
-
-class RequestInput(Command, frozen=True, kw_only=True):
-    """The work asks its client for input: all of these, or none."""
-
-    asks: tuple[Ask, ...]
-
-
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer as the shell found it. `fault` is why it does not satisfy its request's schema, empty when it does.
-
-    `key` is empty for a key the task never issued; then `key_sha256` says which.
-    """
-
-    key: str = ""
-    key_sha256: str = ""
-    action: str = ""
-    response: Commitment | None = None
-    fault: str = ""
-
-
-class RespondToInput(Command, frozen=True, kw_only=True):
-    """The client answers some of the outstanding requests.
-
-    `said` stands for the answers as they came (a keyed digest): `answers` is how they looked in the task's state then,
-    so a repeat of the command is known by `said` alone.
-    """
-
-    answers: tuple[Answer, ...]
-    said: str = ""
-
-
-class CompleteTask(Command, frozen=True, kw_only=True):
-    """The work is done."""
-
-    result: Commitment
-    is_error: bool = False
-
-
-class FailTask(Command, frozen=True, kw_only=True):
-    """The work ended in a JSON-RPC error."""
-
-    error: Commitment
-    code: int
-
-
-class CancelTask(Command, frozen=True, kw_only=True):
-    """The task is to stop: the client wants it, or, with a `cause`, somebody else (see `CancelRequested`)."""
-
-    cause: str = ""
-    reason: str = ""
-
-
-class StopTask(Command, frozen=True, kw_only=True):
-    """The work has stopped after a request to cancel; `reason`: requested, or unconfirmed by any worker in time."""
-
-    reason: str = "requested"
-
-
-class ExpireTask(Command, frozen=True, kw_only=True):
-    """The handle's time is over."""
-
-
-class LoseWorker(Command, frozen=True, kw_only=True):
-    """The process doing the work went away; the task ends with this error."""
-
-    cause: str
-    error: Commitment
-    code: int
-
-
-class ChangeAuthority(Command, frozen=True, kw_only=True):
-    """The creator's authority stands otherwise than the state says; what was revoked, for a `cause` only.
-
-    `token_hash` and `jti` are those of the later credential that it stands on, if the creator came with one.
-    """
-
-    standing: Standing
-    until_s: int = 0
-    cause: str = ""
-    token_hash: str = ""
-    jti: str = ""
-
-
-class RevokeHandle(Command, frozen=True, kw_only=True):
-    """An operator takes the handle back."""
-
-    reason: str
-
-
-class GiveGrant(Command, frozen=True, kw_only=True):
-    """An operator lets somebody else use the handle."""
-
-    grant: str
-    to: Binding
-    mode: BindingMode = BindingMode.EXACT
-    rights: tuple[str, ...]
-    until_ms: int = 0
-    reason: str
-
-
-class WithdrawGrant(Command, frozen=True, kw_only=True):
-    """An operator ends a grant."""
-
-    grant: str
-    reason: str
-
-
-class PlaceHold(Command, frozen=True, kw_only=True):
-    """An operator (`by`) has the payloads kept."""
-
-    hold: str
-    by: str
-    reason: str
-    case_id: str = ""
-
-
-class ReleaseHold(Command, frozen=True, kw_only=True):
-    """Another operator (`by`) ends a hold."""
-
-    hold: str
-    by: str
-    reason: str
-
-
-class ShredPayload(Command, frozen=True, kw_only=True):
-    """The retention is over: from the entry on, the task's key is to be destroyed."""
-
-    reason: str
-
-
-Governing: TypeAlias = (
-    ChangeAuthority | RevokeHandle | GiveGrant | WithdrawGrant | PlaceHold | ReleaseHold | ShredPayload
-)
-"""Commands about who may use a task and how long its payloads are kept: they never move its status."""
-
-TaskCommand: TypeAlias = (
-    CreateTask
-    | ReportStatus
-    | RequestInput
-    | RespondToInput
-    | CompleteTask
-    | FailTask
-    | CancelTask
-    | StopTask
-    | ExpireTask
-    | LoseWorker
-    | Governing
-)
 
 
 def decide(command: TaskCommand, task: Task | None) -> tuple[TaskEvent, ...]:
@@ -246,8 +115,8 @@ def decide(command: TaskCommand, task: Task | None) -> tuple[TaskEvent, ...]:
         if isinstance(command, CreateTask):
             return (_create(command),)
         return (_refused(command, "none", "no_such_task"),)
-    if isinstance(command, ExpireTask):
-        return _expire(command, task)
+    if isinstance(command, ExpireTask | SeeDefinition):
+        return _expire(command, task) if isinstance(command, ExpireTask) else _see(command, task)
     if isinstance(command, Governing):
         return _govern(command, task)
     closed = _closed(command, task)
@@ -267,6 +136,7 @@ _Moving: TypeAlias = (
     | StopTask
     | ExpireTask
     | LoseWorker
+    | TakeWork
 )
 
 
@@ -358,6 +228,9 @@ def _hold(command: PlaceHold | ReleaseHold, task: Task) -> tuple[TaskEvent, ...]
 
 
 def _closed(command: "_Moving", task: Task) -> str:
+    worker = command.worker if isinstance(command, WorkCommand) else None
+    if isinstance(command, WorkCommand) and worker is not None and task.lost_to(worker, command.attempt):
+        return "lost_worker"
     if isinstance(command, CreateTask):
         return "already_created"
     if task.expired_at_ms is not None:
@@ -380,21 +253,61 @@ def _on_live_task(command: "_Moving", task: Task) -> tuple[TaskEvent, ...]:  # n
         case FailTask():
             return (TaskFailed(at_ms=command.at_ms, error=command.error, code=command.code),)
         case CancelTask():
-            if task.cancel_requested_at_ms is not None:
-                return (_refused(command, task.status, "already_requested"),)
-            return (CancelRequested(at_ms=command.at_ms, cause=command.cause, reason=command.reason),)
+            return _cancel(command, task)
         case StopTask():
             if task.cancel_requested_at_ms is None:
                 return (_refused(command, task.status, "no_cancel_requested"),)
             return (TaskCancelled(at_ms=command.at_ms, reason=command.reason),)
         case LoseWorker():
-            lost = WorkerLost(at_ms=command.at_ms, cause=command.cause)
-            return (lost, TaskFailed(at_ms=command.at_ms, error=command.error, code=command.code))
+            return _lose(command, task)
+        case TakeWork():
+            return _take(command, task)
         case CreateTask() | ExpireTask():
             message = f"{type(command).__name__} is decided before"
             raise AssertionError(message)
         case _:
             assert_never(command)
+
+
+def _cancel(command: CancelTask, task: Task) -> tuple[TaskEvent, ...]:
+    if task.cancel_requested_at_ms is not None:
+        return (_refused(command, task.status, "already_requested"),)
+    requested = CancelRequested(at_ms=command.at_ms, cause=command.cause, reason=command.reason)
+    if task.waits_for_worker:  # nobody works on it, so nobody has to stop
+        return (requested, TaskCancelled(at_ms=command.at_ms, reason="requested"))
+    return (requested,)
+
+
+def _lose(command: LoseWorker, task: Task) -> tuple[TaskEvent, ...]:
+    at_ms, again = command.at_ms, task.on_worker_lost is OnWorkerLost.RERUN
+    cancelled, worker = task.cancel_requested_at_ms is not None, task.worker
+    if task.waits_for_worker:
+        return (_refused(command, task.status, "no_worker"),)
+    if again and not cancelled and task.attempt <= command.reruns_max:
+        return (WorkerLost(at_ms=at_ms, cause=command.cause, worker=worker, rerun=True),)
+    lost = WorkerLost(at_ms=at_ms, cause=command.cause, worker=worker)
+    if again and cancelled:
+        reason = "requested" if command.cause == SHUTDOWN else "unconfirmed"
+        return (lost, TaskCancelled(at_ms=at_ms, reason=reason))
+    return (lost, TaskFailed(at_ms=at_ms, error=command.error, code=command.code))
+
+
+def _take(command: TakeWork, task: Task) -> tuple[TaskEvent, ...]:
+    if not task.waits_for_worker:
+        return (_refused(command, task.status, "not_waiting"),)
+    taken = WorkTaken(at_ms=command.at_ms, worker=command.worker, attempt=task.attempt + 1)
+    known = {task.tool_sha256, task.drift_sha256}
+    if not (command.tool_sha256 and task.tool_sha256) or command.tool_sha256 in known:
+        return (taken,)
+    return (taken, ToolDriftSeen(at_ms=command.at_ms, tool_sha256=command.tool_sha256))
+
+
+def _see(command: SeeDefinition, task: Task) -> tuple[TaskEvent, ...]:
+    """Once for a task, and while it lives: definitions may go to and fro between the replicas of a server."""
+    known = not (command.tool_sha256 and task.tool_sha256) or command.tool_sha256 == task.tool_sha256
+    if known or task.drift_sha256 or not task.live:
+        return ()
+    return (ToolDriftSeen(at_ms=command.at_ms, tool_sha256=command.tool_sha256),)
 
 
 def _create(command: CreateTask) -> TaskCreated:
@@ -417,12 +330,22 @@ def _create(command: CreateTask) -> TaskCreated:
         poll_interval_ms=command.poll_interval_ms,
         handle=command.handle,
         arguments=command.arguments,
+        on_worker_lost=command.on_worker_lost,
+        worker=command.worker,
+        parent=command.parent,
+        parent_level=command.parent_level,
     )
 
 
 def _refused(command: TaskCommand, status: str, reason: str, key: str = "") -> CommandRefused:
+    worker = command.worker if isinstance(command, WorkCommand | TakeWork) else None
     return CommandRefused(
-        at_ms=command.at_ms, command=type(command).__name__, status=str(status), reason=reason, key=key
+        at_ms=command.at_ms,
+        command=type(command).__name__,
+        status=str(status),
+        reason=reason,
+        key=key,
+        worker=worker or "",
     )
 
 

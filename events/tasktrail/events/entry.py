@@ -9,6 +9,7 @@ Events of unknown type survive decoding.
 """
 
 import hashlib
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
@@ -24,6 +25,12 @@ MSG_ID = "Nats-Msg-Id"
 SIGNATURE = "Tasktrail-Signature"
 KEY_ID = "Tasktrail-Key"
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+
+
+if TYPE_CHECKING:
+    _Event: TypeAlias = Event | UnknownEvent
+else:
+    _Event = Event  # what msgspec reads an entry with: one with an event of unknown type is read the loose way
 
 
 class Head(Record, frozen=True, kw_only=True):
@@ -50,13 +57,7 @@ class Entry(Head, frozen=True, kw_only=True):
     under the commitment's `sha256`.
     """
 
-    events: tuple[Event | UnknownEvent, ...]
-
-
-class _Typed(Head, frozen=True, kw_only=True):
-    """`Entry` as the fast decoder reads it: every event of a known type."""
-
-    events: tuple[Event, ...]
+    events: tuple[_Event, ...]
 
 
 class _Loose(Head, frozen=True, kw_only=True):
@@ -71,7 +72,7 @@ class _Tag(msgspec.Struct):
 
 
 _encoder = msgspec.json.Encoder()
-_typed = msgspec.json.Decoder(_Typed)
+_typed = msgspec.json.Decoder(Entry)
 _loose = msgspec.json.Decoder(_Loose)
 _event = msgspec.json.Decoder(Event)
 _tag = msgspec.json.Decoder(_Tag)
@@ -90,10 +91,13 @@ def decode(body: bytes) -> Entry:
         MalformedEntry: the bytes are no entry of a version this code reads.
     """
     try:
-        typed = _typed.decode(body)
+        entry = _typed.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _decode_loose(body)
-    return _entry(typed, typed.events)
+        entry = _decode_loose(body)
+    if entry.v != VERSION:
+        message = f"entry {entry.id} has version {entry.v}; this code reads {VERSION}: read it with a newer tasktrail"
+        raise MalformedEntry(message)
+    return entry
 
 
 def _decode_loose(body: bytes) -> Entry:
@@ -115,9 +119,6 @@ def _decode_event(raw: msgspec.Raw) -> Event | UnknownEvent:
 
 
 def _entry(head: Head, events: tuple[Event | UnknownEvent, ...]) -> Entry:
-    if head.v != VERSION:
-        message = f"entry {head.id} has version {head.v}; this code reads {VERSION}: read it with a newer tasktrail"
-        raise MalformedEntry(message)
     return Entry(
         v=head.v,
         id=head.id,

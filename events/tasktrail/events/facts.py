@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from tasktrail.events.authority import Binding, BindingMode, Record, Standing
+from tasktrail.events.authority import Binding, BindingMode, Level, Record, Standing
 
 
 class Status(StrEnum):
@@ -39,6 +39,13 @@ class TaskSupport(StrEnum):
     FORBIDDEN = "forbidden"
     OPTIONAL = "optional"
     REQUIRED = "required"
+
+
+class OnWorkerLost(StrEnum):
+    """What becomes of a tool's task when the process that runs it is lost."""
+
+    FAIL = "fail"
+    RERUN = "rerun"
 
 
 SCANNED_IN_PART = "scanned_in_part"
@@ -73,7 +80,9 @@ class TaskCreated(Fact, frozen=True, kw_only=True):
     `requested_ttl_ms` is the wish, `granted_ttl_ms` what was granted, `ttl_set_by` what decided it: `request` or `tool`
     (whose wish it was), `tool_rule` or `service` (whose default or cap). `retention_ms` is how long the handle opens a
     task that has ended, by status, never longer than its time to live; and, as `payloads`, how long after the handle's
-    end its key is kept.
+    end its key is kept. `worker` names the process that runs the task, empty where none is watched over by a lease;
+    `parent` is the task whose work made this call, by its reference, and `parent_level` how far that is proved:
+    asserted, an MCP server named its handle; claimed, the caller's trace context did.
     """
 
     binding: Binding
@@ -93,6 +102,10 @@ class TaskCreated(Fact, frozen=True, kw_only=True):
     poll_interval_ms: int
     handle: Commitment
     arguments: Commitment | None = None
+    on_worker_lost: OnWorkerLost = OnWorkerLost.FAIL
+    worker: str = ""
+    parent: str = ""
+    parent_level: Level = Level.CLAIMED
 
 
 class StatusReported(Fact, frozen=True, kw_only=True):
@@ -168,9 +181,27 @@ class TaskExpired(Fact, frozen=True, kw_only=True):
 
 
 class WorkerLost(Fact, frozen=True, kw_only=True):
-    """The process doing the work went away. `cause`: shutdown or lease."""
+    """The process doing the work went away. `cause`: shutdown, lease or unanswered.
+
+    `worker` names it where it had a lease. `rerun`: the work waits for another one, which starts it again.
+    """
 
     cause: str
+    worker: str = ""
+    rerun: bool = False
+
+
+class WorkTaken(Fact, frozen=True, kw_only=True):
+    """A process took the work of a task whose worker was lost, and starts it again: for the `attempt`-th time."""
+
+    worker: str
+    attempt: int
+
+
+class ToolDriftSeen(Fact, frozen=True, kw_only=True):
+    """A later step saw another definition of the tool than the creation did. `tool_sha256` is that definition's."""
+
+    tool_sha256: str
 
 
 class AuthorityChanged(Fact, frozen=True, kw_only=True):
@@ -239,12 +270,13 @@ class PayloadShredded(Fact, frozen=True, kw_only=True):
 
 
 class CommandRefused(Fact, frozen=True, kw_only=True):
-    """A command was refused in this status, for this reason, and changed nothing."""
+    """A command was refused in this status, for this reason, and changed nothing. `worker`: who said it, if known."""
 
     command: str
     status: str
     reason: str
     key: str = ""
+    worker: str = ""
 
 
 class UnknownEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -412,6 +444,8 @@ TaskEvent: TypeAlias = (
     | TaskCancelled
     | TaskExpired
     | WorkerLost
+    | WorkTaken
+    | ToolDriftSeen
     | AuthorityChanged
     | HandleRevoked
     | GrantGiven

@@ -16,6 +16,7 @@ KEYS = "KEYS"
 CURRENT = "CURRENT"
 PAYLOADS = "PAYLOADS"
 TIMERS = "TIMERS"
+WORK = "WORK"
 GENERATION = 1
 
 ANONYMOUS_TENANT = "_"
@@ -127,6 +128,11 @@ def governance_subject(tenant: str) -> str:
 def key_subject(ref: str) -> str:
     """Where a task's wrapped key lives in the stream KEYS."""
     return f"keys.{GENERATION}.{ref}"
+
+
+def work_subject(server: str, ref: str) -> str:
+    """Where the work of a task that lost its worker waits in the stream WORK."""
+    return f"work.{GENERATION}.{tenant_token(server)}.{ref}"
 
 
 def kind_of(subject: str) -> str:

@@ -9,7 +9,7 @@ only. `apply` also checks the chain: sequence and `prev`.
 
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import TypeAlias, assert_never, cast
+from typing import Any, TypeAlias, assert_never
 
 import msgspec
 
@@ -29,6 +29,7 @@ from tasktrail.events.facts import (
     InputIgnored,
     InputRequested,
     InputResponded,
+    OnWorkerLost,
     PayloadShredded,
     Status,
     StatusReported,
@@ -40,8 +41,10 @@ from tasktrail.events.facts import (
     TaskFailed,
     TaskResumed,
     TaskSupport,
+    ToolDriftSeen,
     UnknownEvent,
     WorkerLost,
+    WorkTaken,
 )
 
 OnTask: TypeAlias = TaskEvent | UnknownEvent
@@ -58,6 +61,13 @@ class Outcome(StrEnum):
     IGNORED = "ignored"
     UNCHANGED = "unchanged"
 
+
+# Bound once: in Python 3.11 a look-up in an enumeration costs half of copying a state.
+_ACCEPTED, _REFUSED = Outcome.ACCEPTED, Outcome.REFUSED
+_IGNORED, _UNCHANGED = Outcome.IGNORED, Outcome.UNCHANGED
+_WORKING, _INPUT_REQUIRED = Status.WORKING, Status.INPUT_REQUIRED
+_COMPLETED, _FAILED, _CANCELLED = Status.COMPLETED, Status.FAILED, Status.CANCELLED
+_LIVE = tuple(status for status in Status if not status.terminal)
 
 COMMANDS_KEPT = 256
 """How many accepted commands of a task are remembered, newest last, so that a repeat returns the first outcome."""
@@ -95,7 +105,9 @@ class Task(Record, frozen=True, kw_only=True):
     that is sooner; `ttl_ms` is that from its creation. `until_s` is when the creator's latest credential ends (epoch
     seconds, 0 for no end), `token_hash` and `jti` are that one's; the creating one's are kept as `created_token_hash`
     and `created_jti` once a later one took its place. `standing_cause` is the revocation that `standing` is as it is
-    for. `holds` maps a hold to the operator who placed it.
+    for. `holds` maps a hold to the operator who placed it. `worker` names the process that runs the task under a lease,
+    `attempt` how often it was started, `worker_lost_at_ms` when the last such process was lost and none took its place.
+    `drift_sha256` is the tool's definition as last seen, where it is another than at creation.
     """
 
     created_by: str = ""
@@ -132,6 +144,12 @@ class Task(Record, frozen=True, kw_only=True):
     revoked_at_ms: int | None = None
     expired_at_ms: int | None = None
     shredded_at_ms: int | None = None
+    on_worker_lost: OnWorkerLost = OnWorkerLost.FAIL
+    worker: str = ""
+    attempt: int = 1
+    worker_lost_at_ms: int | None = None
+    parent: str = ""
+    drift_sha256: str = ""
     seq: int = 0
     leaf: str = GENESIS
     commands: dict[str, Accepted] = {}
@@ -145,6 +163,20 @@ class Task(Record, frozen=True, kw_only=True):
     def live(self) -> bool:
         """Whether the task can still change."""
         return not self.status.terminal and self.expired_at_ms is None
+
+    @property
+    def leased(self) -> bool:
+        """Whether only one worker, or none just now, may speak for the work."""
+        return bool(self.worker) or self.worker_lost_at_ms is not None
+
+    def lost_to(self, worker: str, attempt: int) -> bool:
+        """Whether the work is not, or no longer, this worker's in this attempt (0: in any)."""
+        return self.leased and (worker != self.worker or attempt not in {0, self.attempt})
+
+    @property
+    def waits_for_worker(self) -> bool:
+        """Whether the work is to be started again by whoever takes it."""
+        return self.worker_lost_at_ms is not None and self.live
 
 
 def _created(event: TaskCreated) -> Task:
@@ -164,6 +196,9 @@ def _created(event: TaskCreated) -> Task:
         retention_ms=event.retention_ms,
         handle=event.handle,
         arguments=event.arguments,
+        on_worker_lost=event.on_worker_lost,
+        worker=event.worker,
+        parent=event.parent,
     )
 
 
@@ -187,7 +222,7 @@ def evolve(task: Task | None, event: OnTask) -> Task:  # noqa: C901, PLR0911, PL
             return _touched(task, event.at_ms, message=text) if text else task
         case InputRequested():
             asked = {**task.inputs, event.key: Input(method=event.method, request=event.request)}
-            return _touched(task, event.at_ms, status=Status.INPUT_REQUIRED, inputs=asked)
+            return _touched(task, event.at_ms, status=_INPUT_REQUIRED, inputs=asked)
         case InputResponded():
             if event.key not in task.inputs:
                 message = f"an answer to {event.key!r}, which was never asked"
@@ -195,13 +230,13 @@ def evolve(task: Task | None, event: OnTask) -> Task:  # noqa: C901, PLR0911, PL
             answered = msgspec.structs.replace(task.inputs[event.key], response=event.response)
             return _touched(task, event.at_ms, inputs={**task.inputs, event.key: answered})
         case TaskResumed():
-            return _touched(task, event.at_ms, status=Status.WORKING)
+            return _touched(task, event.at_ms, status=_WORKING)
         case TaskCompleted():
-            return _ended(task, event.at_ms, Status.COMPLETED, result=event.result, is_error=event.is_error)
+            return _ended(task, event.at_ms, _COMPLETED, result=event.result, is_error=event.is_error)
         case TaskFailed():
-            return _ended(task, event.at_ms, Status.FAILED, error=event.error)
+            return _ended(task, event.at_ms, _FAILED, error=event.error)
         case TaskCancelled():
-            return _ended(task, event.at_ms, Status.CANCELLED)
+            return _ended(task, event.at_ms, _CANCELLED)
         case CancelRequested():
             return msgspec.structs.replace(task, cancel_requested_at_ms=event.at_ms)
         case TaskExpired():
@@ -214,8 +249,25 @@ def evolve(task: Task | None, event: OnTask) -> Task:  # noqa: C901, PLR0911, PL
             return msgspec.structs.replace(task, holds={k: by for k, by in task.holds.items() if k != event.hold})
         case PayloadShredded():
             return msgspec.structs.replace(task, shredded_at_ms=event.at_ms)
-        case InputIgnored() | CommandRefused() | WorkerLost() | UnknownEvent():
+        case WorkerLost() | WorkTaken() | ToolDriftSeen():
+            return _worked(task, event)
+        case InputIgnored() | CommandRefused() | UnknownEvent():
             return task
+        case _:
+            assert_never(event)
+
+
+def _worked(task: Task, event: WorkerLost | WorkTaken | ToolDriftSeen) -> Task:
+    """The state after the work changed hands; its status and `last_updated_at_ms` do not."""
+    match event:
+        case WorkerLost():
+            if not (event.worker or event.rerun):
+                return task
+            return msgspec.structs.replace(task, worker="", worker_lost_at_ms=event.at_ms)
+        case WorkTaken():
+            return msgspec.structs.replace(task, worker=event.worker, attempt=event.attempt, worker_lost_at_ms=None)
+        case ToolDriftSeen():
+            return msgspec.structs.replace(task, drift_sha256=event.tool_sha256)
         case _:
             assert_never(event)
 
@@ -254,7 +306,7 @@ def _standing_on(task: Task, token_hash: str, jti: str) -> Task:
 
 def _ended(task: Task, at_ms: int, status: Status, **changes: object) -> Task:
     """The state after the task ended: its handle opens it for the retention of that status, if that is sooner."""
-    kept_ms = task.retention_ms.get(status.value)
+    kept_ms = task.retention_ms.get(status.value) if task.retention_ms else None
     expires_at_ms = task.expires_at_ms if kept_ms is None else min(task.expires_at_ms, at_ms + kept_ms)
     return _touched(
         task,
@@ -268,7 +320,7 @@ def _ended(task: Task, at_ms: int, status: Status, **changes: object) -> Task:
 
 
 def _touched(task: Task, at_ms: int, **changes: object) -> Task:
-    if task.status.terminal:
+    if task.status not in _LIVE:
         message = f"the task is {task.status}, which is final; an event after that changes it"
         raise ChainBroken(message)
     return msgspec.structs.replace(task, last_updated_at_ms=at_ms, **changes)
@@ -304,12 +356,13 @@ def apply(task: Task | None, entry: Entry, leaf: str) -> Task:
         )
         raise ChainBroken(message)
     state = task
-    for event in entry.events:
+    events: tuple[Any, ...] = entry.events
+    for event in events:
         if type(event) not in _ON_TASK:
             kind = type(event).__name__
             message = f"entry {entry.id} of task {entry.task_ref} holds {kind}, which is no event of a task"
             raise ChainBroken(message)
-        state = evolve(state, cast("OnTask", event))
+        state = evolve(state, event)
     if state is None:
         message = f"entry {entry.id} of task {entry.task_ref} holds no event"
         raise ChainBroken(message)
@@ -335,12 +388,12 @@ def _with_credential(task: Task, entry: Entry) -> Task:
 
 def outcome_of(events: Iterable[object]) -> tuple[Outcome, str]:
     """What became of the command that made these events, and why it was refused if it was."""
-    outcome = Outcome.UNCHANGED
+    outcome = _UNCHANGED
     for event in events:
-        if isinstance(event, CommandRefused):
-            return Outcome.REFUSED, event.reason
-        if not isinstance(event, InputIgnored):
-            outcome = Outcome.ACCEPTED
-        elif outcome is Outcome.UNCHANGED:
-            outcome = Outcome.IGNORED
+        if type(event) is CommandRefused:
+            return _REFUSED, event.reason
+        if type(event) is not InputIgnored:
+            outcome = _ACCEPTED
+        elif outcome is _UNCHANGED:
+            outcome = _IGNORED
     return outcome, ""

@@ -14,7 +14,7 @@ from tasktrail.events.entry import Entry
 from tasktrail.events.facts import Commitment
 from tasktrail.events.task import Task, apply
 
-FORMAT = 2
+FORMAT = 3
 """Changes when a stored state could not be read by the code before; then the bucket is rebuilt."""
 
 
@@ -35,7 +35,7 @@ _decoder = msgspec.msgpack.Decoder(State)
 
 def shown(task: Task) -> tuple[Commitment, ...]:
     """The payloads that a poll, or the work itself, may still ask for."""
-    kept = [one for one in (task.message, task.result, task.error) if one is not None]
+    kept = [*filter(None, (task.message, task.result, task.error))]
     if task.inputs:
         terminal = task.status.terminal
         for one in task.inputs.values():
@@ -65,15 +65,14 @@ def advance(state: State | None, entry: Entry, leaf: str, stream_seq: int) -> St
 
 def _sealed(known: dict[str, bytes], new: dict[str, bytes], wanted: tuple[Commitment, ...]) -> dict[str, bytes]:
     """Of the blobs known by digest and the entry's own, which are by name, those that are wanted, by digest."""
-    if not wanted:
-        return {}
-    digests = {commitment.sha256 for commitment in wanted}
-    kept = {digest: blob for digest, blob in known.items() if digest in digests}
+    kept: dict[str, bytes] = {}
     for commitment in wanted:
-        if new and commitment.sha256 not in kept:
+        digest = commitment.sha256
+        blob = known.get(digest)
+        if blob is None:
             blob = new.get(commitment.name)
-            if blob is not None:
-                kept[commitment.sha256] = blob
+        if blob is not None:
+            kept.setdefault(digest, blob)
     return kept
 
 

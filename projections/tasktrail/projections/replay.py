@@ -59,12 +59,13 @@ class Replay:
     def take(self, messages: Iterable[Message]) -> None:
         """Read on; messages up to `position` are passed over."""
         for message in messages:
-            if message.stream_seq <= self.position:
+            seq, subject = message.stream_seq, message.subject
+            if seq <= self.position:
                 continue
-            self.position = message.stream_seq
+            self.position = seq
             self.messages += 1
-            ref = self._refs.get(message.subject)
-            if ref is not None or kind_of(message.subject) == "task":
+            ref = self._refs.get(subject)
+            if ref is not None or (".task." in subject and kind_of(subject) == "task"):
                 try:
                     self._fold(message, ref)
                 except TasktrailError:
@@ -81,7 +82,7 @@ class Replay:
                 text = f"an entry of task {ref!r:.80} stands on {message.subject}"
                 raise ChainBroken(text)
         state = self.states.get(ref)
-        if state is not None and (entry.tenant, entry.task_ref) != (state.tenant, ref):
+        if state is not None and (entry.task_ref != ref or entry.tenant != state.tenant):
             text = f"an entry of task {entry.task_ref!r:.80} stands on {message.subject}"
             raise ChainBroken(text)
         self.states[ref] = current.advance(state, entry, leaf_hash(message.body), message.stream_seq)

@@ -7,7 +7,8 @@ triggers and columns are compared by their text. Memory is DuckDB's `MEMORY_LIMI
 directory of the system, never the current one. Needs that nobody holds the files open for writing.
 
     rows_sha256(path)
-    for difference in row_differences(live, replayed): …
+    for difference in row_differences(live, replayed):
+        in_words(difference)  # entries.sub is "eve", not "ana"
 """
 
 import hashlib
@@ -41,6 +42,7 @@ _TOLD = {
     "views": "SELECT view_name, sql FROM duckdb_views() WHERE database_name = ? AND NOT internal",
     "triggers": "SELECT trigger_name, sql FROM duckdb_triggers() WHERE database_name = ?",
 }
+_TABLE = "a table"
 
 
 def rows_sha256(path: Path) -> str:
@@ -79,11 +81,26 @@ def row_differences(live: Path, replayed: Path, *, most: int = ROWS_MAX) -> Iter
         found, wanted = _tables(both, "live"), _tables(both, "replayed")
         for table, columns in wanted.items():
             if table not in found:
-                yield Difference(where=table, live=None, replayed="a table")
+                yield Difference(where=table, live=None, replayed=_TABLE)
             elif found[table] == columns:
                 yield from _of_table(both, table, columns, most)
         for table in found.keys() - wanted.keys():
-            yield Difference(where=table, live="a table", replayed=None)
+            yield Difference(where=table, live=_TABLE, replayed=None)
+
+
+def in_words(one: Difference) -> str:
+    """A difference of two audit stores in words: what the live one has, against what the trail gives."""
+    if one.where in _TOLD:
+        return f"{one.where[:-1]} {one.field} is not the one of this schema"
+    if _TABLE in {one.live, one.replayed}:
+        return f"table {one.where} is not of this schema" if one.live else f"table {one.where} is missing"
+    if one.field:
+        return f"{one.where}.{one.field} is {one.live}, not {one.replayed}"
+    if one.live is None:
+        return f"{one.where} lacks {one.replayed} that the trail gives"
+    if one.replayed is None:
+        return f"{one.where} has {one.live} that the trail does not give"
+    return f"{one.where} has {one.live}, and the trail gives {one.replayed}"
 
 
 @contextmanager
@@ -159,7 +176,7 @@ def _of_table(both: duckdb.DuckDBPyConnection, table: str, columns: list[str], m
     for place in unlike[:most]:
         yield from _of_row(table, columns, rows["live"].get(place, []), rows["replayed"].get(place, []))
     if len(unlike) > most:
-        yield Difference(where=table, live=f"more than {most} rows differ", replayed=None)
+        yield Difference(where=table, live=f"more than {most} rows", replayed="other ones")
 
 
 def _rows_of(

@@ -25,7 +25,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 from pydantic import TypeAdapter
 
-from tasktrail.mcp.wire import EXTENSION
+from tasktrail.services.wire import EXTENSION
 
 PROTOCOL = "2026-07-28"
 WITHIN_S = 10.0

@@ -29,10 +29,9 @@ from mcp_types import (
 from pydantic import ConfigDict
 
 from tasktrail.events.errors import InvalidRequest, TaskNotFound, TasktrailError
-from tasktrail.mcp import wire
 from tasktrail.mcp.callers import handle_text
 from tasktrail.mcp.link import Link
-from tasktrail.services import messages
+from tasktrail.services import messages, wire
 from tasktrail.services.ending import end
 from tasktrail.services.messages import Call, Caller, Granted, Signal, TaskView
 

@@ -20,7 +20,7 @@ from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 
 from tasktrail.events.authority import Method, Verification
 from tasktrail.events.errors import NotAuthorised, TasktrailError
-from tasktrail.mcp.callers import WIRE, digest, method_of, vouched_by_sdk
+from tasktrail.mcp.credentials import digest, method_of, vouched_by_sdk
 from tasktrail.mcp.link import Link
 from tasktrail.mcp.verifier import Checked, checking
 from tasktrail.services.access.claims import text
@@ -28,6 +28,7 @@ from tasktrail.services.messages import Call, Caller, CredentialFacts, ReportRef
 
 _log = logging.getLogger(__name__)
 
+WIRE = "mcp/2026-07-28"
 REPORT_S = 2.5
 AT_ONCE = 64
 _REFUSALS = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
@@ -46,10 +47,11 @@ class Recording:
     """An ASGI application around another, whose refusals it reports.
 
     `forward`: of a credential that the server accepted and refused for its scope, tasktrail gets the token to verify.
+    `wire`: what the server speaks, by the name it has on the trail.
     """
 
-    def __init__(self, app: App, link: Link, *, forward: bool = False) -> None:
-        self._app, self._link, self._forward = app, link, forward
+    def __init__(self, app: App, link: Link, *, forward: bool = False, wire: str = WIRE) -> None:
+        self._app, self._link, self._forward, self._wire = app, link, forward, wire
         self._free = asyncio.Semaphore(AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,7 +63,7 @@ class Recording:
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] in _REFUSALS:
-                await self._report(refusal(scope, checked, message, forward=self._forward))
+                await self._report(refusal(scope, checked, message, forward=self._forward, wire=self._wire))
             await send(message)
 
         token = checking.set(checked)
@@ -79,7 +81,9 @@ class Recording:
             _log.warning("a refusal (%s) goes out without being on the trail: %s", said.reason, why)
 
 
-def refusal(scope: Scope, checked: Checked, answer: Message, *, forward: bool = False) -> ReportRefusal:
+def refusal(
+    scope: Scope, checked: Checked, answer: Message, *, forward: bool = False, wire: str = WIRE
+) -> ReportRefusal:
     """What is reported of a refused request, from its ASGI scope and the start of its answer."""
     headers = _headers(scope)
     said, version = headers.get("mcp-method", ""), headers.get("mcp-protocol-version", "")
@@ -90,7 +94,7 @@ def refusal(scope: Scope, checked: Checked, answer: Message, *, forward: bool = 
         call=Call(
             method=said if _SAID_METHOD.fullmatch(said) else "http",
             protocol_version=version if _VERSION.fullmatch(version) else "",
-            wire=WIRE,
+            wire=wire,
             traceparent=text(headers.get("traceparent")),
             address=text(peer[0]),
             forwarded_for=text(headers.get("x-forwarded-for")),

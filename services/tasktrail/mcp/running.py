@@ -3,9 +3,11 @@
 Guarantees: `ctx.elicit`, `ctx.session.create_message` and `ctx.report_progress` of the official SDK work unchanged, as
 the task's input requests and status messages; a client is asked only what it declared that it can be asked; a tool that
 returns `InputRequiredResult` is entered again with the answers; cancelling the task cancels the tool, also while policy
-makes its work wait; the outcome is reported until the trail has it, or nobody wants it any more.
+makes its work wait; the outcome is reported until the trail has it, or nobody wants it any more. Work that another
+process began is run again from the start, but nobody is asked twice: a question with the same method and parameters as
+one of before has that one's answer, or waits for it. A run that is no longer this process's stops, and does not say so.
 
-    run = Run(work, view, params, ctx)
+    run = Run(link, view, params, Call.of(ctx), Tool(enter=call_my_tool), worker="9f2c…")
     run.begin()
 """
 
@@ -13,15 +15,13 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, cast
 
 import anyio
 import msgspec
-from mcp.server import MCPServer
 from mcp.server.connection import Connection
 from mcp.server.context import ServerRequestContext
-from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.session import ServerSession
 from mcp.shared.dispatcher import CallOptions
@@ -42,12 +42,16 @@ from mcp_types import (
     TextContent,
     UrlElicitationCapability,
 )
+from mcp_types.version import LATEST_MODERN_VERSION
 
 from tasktrail.events.errors import AuthorityPaused, TasktrailError
+from tasktrail.events.tracing import TraceContext
+from tasktrail.mcp import tracing
+from tasktrail.mcp.callers import call as described
 from tasktrail.mcp.link import Link, patiently
 from tasktrail.services import messages
 from tasktrail.services.clock import now_ms
-from tasktrail.services.messages import InputAsk, RpcError, Signal, TaskView, WorkView
+from tasktrail.services.messages import Asked, InputAsk, Order, RpcError, Signal, TaskView, WorkView
 
 _log = logging.getLogger(__name__)
 
@@ -64,29 +68,92 @@ MESSAGE_MAX = 4_096
 _KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
+RequestContext = ServerRequestContext[Any, Any]
+Enter = Callable[[CallToolRequestParams, RequestContext], Awaitable[CallToolResult | InputRequiredResult]]
+"""How a framework runs a tool: with these parameters, in this context."""
+
+
+class Tool(NamedTuple):
+    """A tool as it is run. `sha256` is of its definition, as clients are told it.
+
+    `in_thread`: it is a plain function, which the SDK runs in a thread that nothing can stop.
+    """
+
+    enter: Enter
+    sha256: str = ""
+    in_thread: bool = False
+
+
+class Call(NamedTuple):
+    """What of a `tools/call` outlives its request."""
+
+    protocol_version: str
+    client_info: Any
+    capabilities: Any
+    lifespan_context: Any
+    params: Mapping[str, Any] | None = None
+    meta: Any = None
+    method: str = "tools/call"
+    trace: TraceContext = TraceContext()
+
+    @classmethod
+    def of(cls, ctx: RequestContext) -> "Call":
+        """Of a request that is being answered."""
+        said = described(ctx)
+        capabilities, client = ctx.session.client_capabilities, ctx.session.client_params
+        return cls(
+            ctx.protocol_version,
+            client.client_info.model_dump(by_alias=True) if client else None,
+            capabilities.model_dump(by_alias=True, exclude_none=True) if capabilities else None,
+            ctx.lifespan_context,
+            ctx.params,
+            ctx.meta,
+            ctx.method,
+            TraceContext(said.traceparent, said.tracestate),
+        )
+
+    @classmethod
+    def again(cls, order: Order, lifespan_context: Any) -> "Call":  # noqa: ANN401 - whatever a lifespan gives
+        """Of a request that another process answered, as far as it is recorded: without the client's name and token."""
+        capabilities: dict[str, Any] = {}
+        for feature in order.client_features:
+            name, _, part = feature.partition(".")
+            parts = capabilities.setdefault(name, {})
+            if part:
+                parts[part] = {}
+        capabilities["extensions"] = {name: {} for name in order.client_extensions}
+        params = {"name": order.tool, "arguments": order.arguments or {}}
+        version, trace = order.protocol_version or LATEST_MODERN_VERSION, TraceContext(order.traceparent)
+        return cls(version, None, capabilities, lifespan_context, params, trace=trace)
+
+
 class Run:
     """One task's work in this process."""
 
     def __init__(  # noqa: PLR0913 - what a run is of
         self,
-        server: MCPServer[Any],
         link: Link,
-        view: TaskView,
+        view: TaskView | Order,
         params: CallToolRequestParams,
-        ctx: "_RequestContext",
+        call: Call,
+        tool: Tool,
         *,
-        in_thread: bool,
+        worker: str = "",
     ) -> None:
-        """`in_thread`: the tool is a plain function, which the SDK runs in a thread that nothing can stop."""
+        """`worker` is what this process is called; an `Order` is work that another one began."""
         self.ref = view.task_ref
-        self._server, self._link, self._params = server, link, params
+        self._worker, self._attempt = worker, view.attempt if isinstance(view, Order) else 1
+        self._asked = list(view.asked) if isinstance(view, Order) else []
+        self._lost = False
+        self._enter, self._link, self._params = tool.enter, link, params
         self._until_ms = view.created_at_ms + view.ttl_ms
-        self._context = _background(ctx, self)
+        self._trace = TraceContext.of_run(self.ref, *call.trace)
+        self._context = _background(call, self, self._trace)
         self._asks: dict[str, InputAsk] = {}
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._said: str | None = None
         self._stopped = False
-        self._in_thread, self._unstoppable = in_thread, False
+        self._in_thread, self._unstoppable = tool.in_thread, False
         self._live = True
         self._unwanted = asyncio.Event()
         self._nudged = asyncio.Event()
@@ -105,11 +172,25 @@ class Run:
         self._nudged.set()
 
     def _heed(self, seen: Signal | WorkView) -> None:
-        """Stop when the task is to stop, or has ended."""
+        """Stop when the task is to stop, has ended, or is another's."""
         self._live = self._live and seen.live
-        if seen.cancel_requested or not seen.live:
+        self._lost = self._lost or self._is_lost(seen)
+        if seen.cancel_requested or not seen.live or self._lost:
             self._unwanted.set()
             self._stop_tool()
+
+    def _is_lost(self, seen: Signal | WorkView) -> bool:
+        if isinstance(seen, WorkView):
+            return seen.lost
+        if not (seen.worker or seen.waiting) or seen.attempt < self._attempt:
+            return False
+        return seen.waiting or (seen.worker, seen.attempt) != (self._worker, self._attempt)
+
+    def abandon(self) -> None:
+        """The work is begun anew beside this run, which was lost."""
+        self._lost = True
+        self._unwanted.set()
+        self._stop_tool()
 
     def _stop_tool(self) -> None:
         """Tell the tool to stop: once, for a second time would break into what it does to clean up."""
@@ -125,10 +206,12 @@ class Run:
             return
         self.running.cancel()
         await asyncio.wait([self.running], timeout=LOSE_AFTER_S)
-        await self._say("lose", messages.LoseWorker(task_ref=self.ref, command_id=_command_id(), cause=cause))
+        if not self._lost:
+            await self._say("lose", messages.LoseWorker(**self._mine(), cause=cause))
 
     async def _run(self) -> None:
-        self._tool = asyncio.create_task(self._call())
+        with tracing.running(self._trace):
+            self._tool = asyncio.create_task(self._call())
         self._following = asyncio.create_task(self._follow())
         try:
             await asyncio.wait([self._tool])
@@ -148,15 +231,9 @@ class Run:
         """Enter the tool, and again with the answers as long as it returns questions."""
         params = self._params
         while True:
-            context: Context[Any, Any] = Context(
-                request_context=self._context,
-                mcp_server=self._server,
-                input_params=params,
-                subscriptions=self._server._subscriptions,  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] # the SDK has no public way to what ctx.notify_* need
-            )
             self._unstoppable = self._in_thread
             try:
-                result = await self._server.call_tool(params.name, params.arguments or {}, context)
+                result = await self._enter(params, self._context)
             finally:
                 self._unstoppable = False
             if not isinstance(result, InputRequiredResult):
@@ -190,22 +267,35 @@ class Run:
             MCPError: the client did not declare that it can be asked this (SEP-2322, server requirements).
         """
         _require_declared(self._context.session.client_capabilities, method, params)
-        key = f"{stem if _KEY.fullmatch(stem) else 'input'}-{secrets.token_hex(4)}"
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if (before := self._asked_before(method, params)) is not None:
+            if before.answered:
+                future.set_result(before.answer)
+            else:
+                self._waiting[before.key] = future
+                self._nudged.set()
+            return future
+        key = f"{stem if _KEY.fullmatch(stem) else 'input'}-{secrets.token_hex(4)}"
         self._asks[key] = InputAsk(method=method, params=params)
         self._waiting[key] = future
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._send_asks())
         return future
 
+    def _asked_before(self, method: str, params: object) -> Asked | None:
+        """The first such question of an earlier attempt that this one has not come to yet."""
+        same = (one for one in self._asked if (one.method, _compared(one.params)) == (method, _compared(params)))
+        found = next(same, None) if self._asked else None
+        if found is not None:
+            self._asked.remove(found)
+        return found
+
     async def _send_asks(self) -> None:
         while self._asks:
             await anyio.lowlevel.checkpoint()
             asks, self._asks = self._asks, {}
             try:
-                view = await self._say(
-                    "ask", messages.RequestInput(task_ref=self.ref, command_id=_command_id(), asks=asks)
-                )
+                view = await self._say("ask", messages.RequestInput(**self._mine(), asks=asks))
                 why = f"refused: {view.reason}" if view.outcome == "refused" else ""
             except TasktrailError as error:
                 why = error.message
@@ -245,7 +335,7 @@ class Run:
         said, self._said = self._said, None
         waits: TasktrailError | None = None
         if said is not None:
-            report = messages.ReportStatus(task_ref=self.ref, command_id=_command_id(), message=said)
+            report = messages.ReportStatus(**self._mine(), message=said)
             try:
                 self._take(await self._link.request("report", report))
             except TasktrailError as error:
@@ -256,7 +346,7 @@ class Run:
                     self._said = said
             await asyncio.sleep(REPORT_EVERY_S)
         if said is None or waits is not None:
-            self._take(await self._link.request("collect", messages.CollectInput(task_ref=self.ref)))
+            self._take(await self._link.request("collect", messages.CollectInput(**self._of())))
         if waits is not None:
             raise waits
 
@@ -270,33 +360,33 @@ class Run:
 
     async def _report(self, tool: "asyncio.Task[CallToolResult]") -> None:
         """What became of the tool, on the trail; an outcome that does not fit in is recorded as one that failed."""
+        if self._lost and tool.cancelled():
+            return
         try:
             await self._say(*self._outcome(tool), unless=self._unwanted)
         except AuthorityPaused:
             if not (self._unwanted.is_set() and self._live):
                 raise
-            await self._say("stop", messages.StopTask(task_ref=self.ref, command_id=_command_id()))
+            await self._say("stop", messages.StopTask(**self._mine()))
         except Exception as unfit:
             if isinstance(unfit, TasktrailError) and unfit.retriable:
                 raise
             why = unfit.message if isinstance(unfit, TasktrailError) else "it is not JSON"
             _log.exception("the outcome of task %s cannot be recorded as it is", self.ref)
             error = RpcError(code=INTERNAL_ERROR, message=f"the outcome could not be recorded: {why}")
-            await self._say("fail", messages.FailTask(task_ref=self.ref, command_id=_command_id(), error=error))
+            await self._say("fail", messages.FailTask(**self._mine(), error=error))
 
     def _outcome(self, tool: "asyncio.Task[CallToolResult]") -> tuple[str, messages.Said]:
         """What the tool's end is to be recorded as."""
-        command_id = _command_id()
         if tool.cancelled() and self._stopped:
-            return "stop", messages.StopTask(task_ref=self.ref, command_id=command_id)
+            return "stop", messages.StopTask(**self._mine())
         failure = asyncio.CancelledError() if tool.cancelled() else tool.exception()
         if isinstance(failure, MCPError):
             error = msgspec.convert(failure.error.model_dump(mode="json", exclude_none=True), RpcError)
-            return "fail", messages.FailTask(task_ref=self.ref, command_id=command_id, error=error)
+            return "fail", messages.FailTask(**self._mine(), error=error)
         result = tool.result() if failure is None else self._tool_error(failure)
         return "complete", messages.CompleteTask(
-            task_ref=self.ref,
-            command_id=command_id,
+            **self._mine(),
             result=result.model_dump(by_alias=True, mode="json", exclude_none=True),
             is_error=bool(result.is_error),
         )
@@ -308,6 +398,14 @@ class Run:
         text = str(failure) if isinstance(failure, ToolError) else f"Error executing tool {self._params.name}"
         return CallToolResult(content=[TextContent(type="text", text=text)], is_error=True)
 
+    def _of(self) -> dict[str, Any]:
+        """Which task, and who speaks of it."""
+        return {"task_ref": self.ref, "worker": self._worker, "attempt": self._attempt if self._worker else 0}
+
+    def _mine(self) -> dict[str, Any]:
+        """The same, with the id of a new command."""
+        return {**self._of(), "command_id": secrets.token_hex(16)}
+
     async def _say(self, action: str, said: messages.Said, *, unless: asyncio.Event | None = None) -> WorkView:
         view: WorkView = await patiently(
             self._link, action, said, until_ms=self._until_ms, now_ms=now_ms, unless=unless
@@ -315,9 +413,6 @@ class Run:
         if view.outcome == "refused":
             _log.info("task %s: %s refused: %s", self.ref, action, view.reason)
         return view
-
-
-_RequestContext = ServerRequestContext[Any, Any]
 
 
 class _Parked:
@@ -342,32 +437,41 @@ class _Parked:
             raise NoBackChannelError(method)
         return await self._run.ask(method, params)
 
-    async def notify(self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None) -> None:
-        """Dropped: a task has no stream for log messages (SEP-2663, Task Status Notifications)."""
+    async def notify(
+        self,
+        method: str,
+        params: Mapping[str, Any] | None,
+        opts: CallOptions | None = None,  # noqa: ARG002 - nothing is sent that could wait
+    ) -> None:
+        """Progress becomes the task's status message, the rest is dropped: a task has no stream for log messages
+        (SEP-2663, Task Status Notifications).
+        """  # noqa: D205 - one sentence
+        if method == "notifications/progress" and params is not None:
+            await self.progress(params.get("progress", 0), params.get("total"), params.get("message"))
 
     async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
         """Becomes the task's status message."""
         self._run.say(message or (f"{progress:g} of {total:g}" if total is not None else f"{progress:g}"))
 
 
-def _background(ctx: _RequestContext, run: Run) -> _RequestContext:
-    """The request's context without the request: it is over when the tool runs."""
+def _background(call: Call, run: Run, trace: TraceContext) -> RequestContext:
+    """The request's context without the request, which is over when the tool runs; its trace goes on as the run's."""
     parked = _Parked(run)
-    capabilities, client = ctx.session.client_capabilities, ctx.session.client_params
-    connection = Connection.from_envelope(
-        ctx.protocol_version,
-        client.client_info.model_dump(by_alias=True) if client else None,
-        capabilities.model_dump(by_alias=True, exclude_none=True) if capabilities else None,
-        outbound=parked,
-    )
+    connection = Connection.from_envelope(call.protocol_version, call.client_info, call.capabilities, outbound=parked)
     return ServerRequestContext(
         session=ServerSession(parked, connection),
-        lifespan_context=ctx.lifespan_context,
-        protocol_version=ctx.protocol_version,
-        method=ctx.method,
-        params=ctx.params,
-        meta=ctx.meta,
+        lifespan_context=call.lifespan_context,
+        protocol_version=call.protocol_version,
+        method=call.method,
+        params=call.params,
+        meta=cast("Any", {**(call.meta or {}), **trace.carried()}),
     )
+
+
+def _compared(params: object) -> object:
+    """A question's parameters as JSON, without what belongs to one request only."""
+    said = msgspec.json.decode(msgspec.json.encode(params))
+    return {name: value for name, value in said.items() if name != "_meta"} if isinstance(said, dict) else said or {}
 
 
 def _require_declared(capabilities: ClientCapabilities | None, method: str, params: object) -> None:
@@ -394,7 +498,3 @@ def _require_declared(capabilities: ClientCapabilities | None, method: str, para
         told = data.model_dump(by_alias=True, mode="json", exclude_none=True)
         message = f"the client did not declare that it takes {method}"
         raise MCPError(MISSING_REQUIRED_CLIENT_CAPABILITY, message, told)
-
-
-def _command_id() -> str:
-    return secrets.token_hex(16)

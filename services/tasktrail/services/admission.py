@@ -82,6 +82,12 @@ class Admission:
         message = f"operator {asker.operator} may not do this: {_why_not(action, decided)}; the refusal is on record"
         raise NotAuthorised(message)
 
+    def permits(self, asker: Asker, action: Action, order: str, *, tenant: str) -> bool:
+        """Whether `admitted` would admit this operator. Nothing is done by it, so nothing is recorded."""
+        return (
+            self._decided(asker, action, order, _authority(asker, action, order, tenant, None), None).effect == "allow"
+        )
+
     async def read(self, asker: Asker, query: str, parameters: dict[str, str], rows: int, *, tenant: str = "") -> None:
         """Record what an operator is about to be shown: of the whole trail, or of `tenant`'s part of it.
 

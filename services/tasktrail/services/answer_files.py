@@ -17,6 +17,7 @@ from typing import BinaryIO
 import msgspec
 from rich.console import Console
 
+from tasktrail.events.errors import InvalidRequest
 from tasktrail.services import parquet
 from tasktrail.services.cli import complain
 from tasktrail.services.escaping import csv_line, json_line
@@ -45,6 +46,31 @@ def write_answer(pages: Iterator[AnswerShown], form: str, out: Path | None, cons
             for piece in _WRITERS[form](pages):
                 sink.write(piece)
     return pages.last
+
+
+def chosen(pages: Iterator[AnswerShown], columns: str) -> Iterator[AnswerShown]:
+    """The pages with these columns alone, in this order, as `a,b` names them; empty for all.
+
+    Raises:
+        InvalidRequest: one is not in the answer, or is named twice; the message lists those there are.
+    """
+    wanted = [one.strip() for one in columns.split(",")] if columns.strip() else []
+    for page in pages:
+        if not wanted:
+            yield page
+            continue
+        names = [column.name for column in page.columns]
+        wrong = next((one for at, one in enumerate(wanted) if one not in names or one in wanted[:at]), None)
+        if wrong is not None:
+            why = "is named twice" if wrong in names else "is no column of this answer"
+            message = f"--columns: {wrong[:64]!r} {why}; there are {', '.join(names)}"
+            raise InvalidRequest(message)
+        places = [names.index(one) for one in wanted]
+        yield msgspec.structs.replace(
+            page,
+            columns=tuple(page.columns[place] for place in places),
+            rows=[[row[place] for place in places] for row in page.rows],
+        )
 
 
 class _Remembered(Iterator[AnswerShown]):

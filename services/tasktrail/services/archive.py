@@ -131,7 +131,7 @@ def manifest(folder: Path) -> Manifest:
         message = f"{folder} holds no archive: there is no {MANIFEST}"
         raise NoArchive(message) from None
     except (OSError, msgspec.DecodeError) as error:
-        message = f"{folder / MANIFEST} cannot be read: {error}"
+        message = f"{folder / MANIFEST} cannot be read: {getattr(error, 'strerror', '') or error}"
         raise NoArchive(message) from None
     before = 0
     for one in found.segments:

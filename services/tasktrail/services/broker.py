@@ -6,9 +6,9 @@ Guarantees:
 - On Linux the child is killed by the kernel when this process ends in any way. Elsewhere an orphan keeps running until
   it is ended by hand; the lock then says its process id.
 - An acknowledged message is on disk (`sync_interval: always`), and a store left by `kill -9` starts again.
-- Only three users may connect, with passwords kept in `credentials.json` (mode 0600) so that adapters can reconnect
-  after a restart: `tasktrail` may do everything, `adapter` only send commands and hear signals, `reader` only read.
-  Passwords are never in the log or in the process's arguments.
+- Only the users of `logins.py` may connect, with passwords kept in `credentials.json` (mode 0600) so that adapters can
+  reconnect after a restart: `tasktrail` may do everything, `adapter` and those of named MCP servers only send commands
+  and hear signals, `reader` only read. Passwords are never in the log or in the process's arguments.
 
 Needs: POSIX, and a nats-server whose JetStream API level is 4 or more (`require_api_level`).
 
@@ -33,6 +33,7 @@ import sys
 import sysconfig
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -133,7 +134,10 @@ class Broker:
         self.login = logins.service
         """May do everything: the service's own user."""
         self.adapter = logins.adapter
-        """May publish `tasktrail.cmd.>` and subscribe `tasktrail.signal.>` and its own inbox: for MCP servers."""
+        """May publish `tasktrail.cmd.>` and subscribe `tasktrail.signal.>` and its own inbox: for MCP servers that have
+        no login of their own; not on subjects of those that have."""
+        self.servers = logins.servers
+        """May do the same on the subjects of one MCP server, by its name."""
         self.reader = logins.reader
         """May read the trail and the current states, and write nowhere: for `tasktrail verify` and `replay`."""
 
@@ -147,12 +151,14 @@ class Broker:
         server_name: str = "tasktrail",
         port: int = 0,
         ready_within_s: float = 30.0,
+        servers: Iterable[str] = (),
     ) -> Self:
         """Start a server on `store_dir` (made, mode 0700, when missing) and wait until JetStream has recovered.
 
         Blocks the caller: about 25 ms on a small store. `binary` is an operator's own build, else the bundled one is
         used. `port` 0 lets the server choose a free one; to restart for clients that are connected already, give the
-        old broker's `port`. Only from the main thread: the child dies with the thread that started it.
+        old broker's `port`. `servers` are the MCP servers with a login of their own. Only from the main thread: the
+        child dies with the thread that started it.
 
         Raises BrokerMissing, StoreBusy, BrokerTooOld, BrokerFailed; BrokerError from another thread.
         """
@@ -168,7 +174,7 @@ class Broker:
             msg = f"the broker cannot use {store_dir}: {error}"
             raise BrokerFailed(msg) from error
         try:
-            logins = _logins(store_dir)
+            logins = _logins(store_dir, servers)
             replace(store_dir / "nats.conf", _configuration(server_name, port, sync_interval, logins))
             child, port = _run(executable, store_dir, lock, ready_within_s)
         except BaseException as error:
@@ -206,6 +212,10 @@ class Broker:
     def adapter_connect_options(self) -> ConnectOptions:
         """Return the keyword arguments for `nats.connect` of a connected MCP server."""
         return self.adapter.connect_options(self.url)
+
+    def server_connect_options(self, name: str) -> ConnectOptions:
+        """Return the keyword arguments for `nats.connect` of the MCP server of this name, which has its own login."""
+        return self.servers[name].connect_options(self.url)
 
     def reader_connect_options(self) -> ConnectOptions:
         """Return the keyword arguments for `nats.connect` of who only reads."""
@@ -356,9 +366,9 @@ def _sign_lock(lock: int, server_pid: int) -> None:
     os.pwrite(lock, f"{os.getpid():>10} {server_pid:>10}\n".encode(), 0)  # one width: never a torn reading
 
 
-def _logins(store_dir: Path) -> Logins:
+def _logins(store_dir: Path, servers: Iterable[str]) -> Logins:
     try:
-        return open_logins(store_dir / "credentials.json")
+        return open_logins(store_dir / "credentials.json", servers)
     except UnusableLogins as error:
         raise BrokerFailed(str(error)) from error
 

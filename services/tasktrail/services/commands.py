@@ -10,10 +10,9 @@ come again when too many wait.
 """
 
 import asyncio
-import contextlib
 import logging
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 import msgspec
@@ -28,6 +27,7 @@ from tasktrail.services.access.callers import Channel
 from tasktrail.services.access.desk import Desk
 from tasktrail.services.bus import RAW
 from tasktrail.services.messages import ACTIONS, COMMANDS, Failed
+from tasktrail.services.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -37,9 +37,6 @@ AT_ONCE = 1_024
 DRAIN_S = 2.0
 ENVELOPE_BYTES = 64 * 1024
 DEPTH_MAX = 512
-LARGE_BYTES = 256 * 1024
-LARGE_AT_ONCE, LARGE_WAITING, TURN_WITHIN_S = 2, 16, 1.0
-"""A body of arrays takes 30 times its size once decoded: of those above `LARGE_BYTES` few are worked on at once."""
 _SAID_MAX = 300
 _INBOX = re.compile(r"_INBOX[A-Za-z0-9_-]{0,128}(\.[A-Za-z0-9_-]{1,128}){1,8}")
 
@@ -52,7 +49,7 @@ class Endpoint:
 
     def __init__(self, desk: Desk, publish: Publish, *, payload_max_bytes: int) -> None:
         self._desk, self._publish, self._bytes_max = desk, publish, payload_max_bytes + ENVELOPE_BYTES
-        self._turns = _Turns()
+        self._turns = Turns()
         self._answering: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -101,38 +98,6 @@ def serve(bus: NatsBroker, desk: Desk, publish: Publish, *, payload_max_bytes: i
     endpoint = Endpoint(desk, publish, payload_max_bytes=payload_max_bytes)
     bus.subscriber(f"{COMMANDS}.*.*", queue=QUEUE, codec=RAW)(endpoint.take)
     return endpoint
-
-
-class _Turns:
-    """Lets small requests pass and large ones in turn."""
-
-    def __init__(self) -> None:
-        self._free = asyncio.Semaphore(LARGE_AT_ONCE)
-        self._waiting = 0
-
-    @contextlib.asynccontextmanager
-    async def taken(self, size: int) -> AsyncGenerator[None]:
-        """Wait for a turn if `size` bytes need one.
-
-        Raises:
-            NothingWritten: too many wait already, or this one waited `TURN_WITHIN_S`.
-        """
-        if size <= LARGE_BYTES:
-            yield
-            return
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(TURN_WITHIN_S if self._waiting <= LARGE_WAITING else 0):
-                await self._free.acquire()
-        except TimeoutError:
-            message = f"too many requests above {LARGE_BYTES} bytes at once; nothing was written. Send it again"
-            raise NothingWritten(message) from None
-        finally:
-            self._waiting -= 1
-        try:
-            yield
-        finally:
-            self._free.release()
 
 
 async def _carry_out(desk: Desk, subject: str, body: bytes, bytes_max: int) -> msgspec.Struct:

@@ -28,6 +28,7 @@ Ms = Annotated[int, msgspec.Meta(ge=1, le=YEAR_MS)]
 Kept = Annotated[int, msgspec.Meta(ge=0, le=YEAR_MS)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Sha256OrNone = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]
 
 ALGORITHMS = ("ES256", "ES384", "ES512", "Ed25519", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512")
 """What an issuer may sign with unless it is configured narrower. Neither `none` nor HMAC can be configured."""
@@ -64,12 +65,19 @@ class McpServer(Table, frozen=True, kw_only=True):
     """`[[servers]]`: what an MCP server's word is worth. `name` may hold `*`.
 
     `asserts`: its word on its callers is taken, and shown as asserted; without, it must forward their tokens.
-    `tenant`: its callers' tenant where neither issuer nor key says one.
+    `tenant`: its callers' tenant where neither issuer nor key says one. `sha256`: hex digest of the token by which it
+    feeds the service over HTTP; empty: it does not.
     """
 
     name: Name
     asserts: bool = False
     tenant: str = ""
+    sha256: Sha256OrNone = ""
+
+    @property
+    def named(self) -> bool:
+        """Whether it is one server, and not a pattern for several."""
+        return ANY not in self.name
 
 
 class ApiKey(Table, frozen=True, kw_only=True):

@@ -58,7 +58,7 @@ def problems(tables: Tables) -> list[Problem]:
         *_issuers(tables.issuers),
         *_servers(tables.servers),
         *_tools(tables.tools, tables.ttl_max_ms),
-        *_keys(tables.api_keys, tables.operators),
+        *_keys(tables),
         *_operators(tables.operators),
         *_privacy(tables.privacy),
         *_tlog(tables.tlog),
@@ -155,13 +155,19 @@ def _never_reached(table: str, patterns: Sequence[tuple[str, ...]]) -> Iterator[
         yield from _repeated(table, "server, tool and tenant", [" / ".join(one) for one in patterns])
 
 
-def _keys(api_keys: Sequence[ApiKey], operators: Sequence[Operator]) -> Iterator[Problem]:
-    yield from _repeated("api_keys", "name", [one.name for one in api_keys])
+def _keys(said: Tables) -> Iterator[Problem]:
+    yield from _repeated("api_keys", "name", [one.name for one in said.api_keys])
     owner: dict[str, str] = {}
-    tables: tuple[tuple[str, Sequence[ApiKey | Operator]], ...] = (("api_keys", api_keys), ("operators", operators))
+    tables: tuple[tuple[str, Sequence[ApiKey | Operator | McpServer]], ...] = (
+        ("api_keys", said.api_keys),
+        ("operators", said.operators),
+        ("servers", said.servers),
+    )
     for table, rows in tables:
         for index, row in enumerate(rows):
             path = (table, index, "sha256")
+            if not row.sha256:
+                continue  # an MCP server that does not come over HTTP
             if row.sha256 == _OF_NOTHING:
                 yield Problem(path, "is the digest of an empty key; give that of 32 random bytes or more")
             elif row.sha256 in owner:

@@ -72,7 +72,7 @@ def _row(row: msgspec.Struct) -> dict[str, Any]:
 
 
 def _plain(name: str, value: object) -> Any:  # noqa: ANN401 - whatever JSON and TOML share
-    if name == "sha256":
+    if name == "sha256" and value:
         return f"{str(value)[:DIGEST_SHOWN]}…"
     if name in {"nats_url", "copies"} and isinstance(value, str):
         return without_passwords(value)

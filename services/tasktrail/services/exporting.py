@@ -18,7 +18,7 @@ from tasktrail.events.authority import Authority
 from tasktrail.events.errors import Unavailable
 from tasktrail.projections.audit.exported import measure
 from tasktrail.services.access.policy import Action
-from tasktrail.services.exports import ExportOrder, chunks_of, scope_of, shape_of, told
+from tasktrail.services.exports import ExportOrder, chunks_of, scope_of, shape_of, sweep, told
 from tasktrail.services.operators import Asker
 from tasktrail.services.questions import reference
 from tasktrail.services.reading import catch_up
@@ -44,6 +44,7 @@ class Exporting:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._running: set[object] = set()
+        sweep(service.settings.data)
 
     async def begin(self, order: ExportOrder, asker: Asker) -> Export:
         """Count an export, record it, and begin it.

@@ -8,6 +8,7 @@ Memory stays bounded however much it is. A task id becomes its reference before 
     for chunk in chunks_of(store, order.format, scope, extent, spool): …
 """
 
+import shutil
 import tempfile
 from collections.abc import Callable, Generator
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ ROWS_HEADER, AS_OF_HEADER = "Tasktrail-Rows", "Tasktrail-As-Of"
 CHUNK_BYTES = 256 * 1024
 PARQUET_TYPE = "application/vnd.apache.parquet"
 _SEQUENCE_MAX = 2**53 - 1
+_SPOOLED = ".export-"
 
 Name: TypeAlias = Literal["jsonl", "csv", "parquet", "ocsf", "cloudevents", "timesketch", "timesketch-csv"]
 _Sequence: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=_SEQUENCE_MAX)] | None
@@ -130,8 +132,14 @@ def chunks_of(store: AuditStore, name: str, scope: Scope, extent: Extent, spool:
     yield shape.tail
 
 
+def sweep(spool: Path) -> None:
+    """Delete what exports that were killed left in `spool`, while none is under way there."""
+    for left in spool.glob(f"{_SPOOLED}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def _parquet(store: AuditStore, scope: Scope, extent: Extent, spool: Path) -> Generator[bytes]:
-    with tempfile.TemporaryDirectory(dir=spool, prefix=".export-") as folder:
+    with tempfile.TemporaryDirectory(dir=spool, prefix=_SPOOLED) as folder:
         path = Path(folder) / "export.parquet"
         rows = ([flat(step) for step in steps] for steps in portions(store, scope, extent))
         parquet.write(path, COLUMNS, rows)

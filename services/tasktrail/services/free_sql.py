@@ -10,11 +10,17 @@ in the record, each stands as its reference. A text that shows a credential is r
 """
 
 import asyncio
+import contextlib
+import functools
 import hashlib
+from collections.abc import Callable
 
+from tasktrail.events.subjects import ANONYMOUS_TENANT
+from tasktrail.projections.audit.store import AuditStore
 from tasktrail.services.access import secrets
 from tasktrail.services.access.policy import Action
 from tasktrail.services.operators import Asker
+from tasktrail.services.questions import NoSuchTenant
 from tasktrail.services.reading import catch_up
 from tasktrail.services.sandbox import Sandbox, SqlFailed, SqlStopped, Table
 from tasktrail.services.service import Service
@@ -25,6 +31,9 @@ SQL_RECORDED = 8_192
 """Characters of a statement that are recorded."""
 VALUE_RECORDED = 256
 """Characters of a parameter that are recorded."""
+
+TENANTS_LOOKED_AT, TENANTS_NAMED = 200, 20
+"""Of how many tenants it is asked whether they may be seen, and how many of those are named, when one is misspelt."""
 
 
 class FreeSql:
@@ -38,6 +47,7 @@ class FreeSql:
 
         Raises:
             NotAuthorised: this operator may not read that tenant's part of the trail, or all of it; on the trail.
+            NoSuchTenant: nothing of that tenant is on the trail.
             SqlBusy: as many as may are running.
             SqlFailed, SqlStopped: it cannot be run, or reached a limit; on the trail.
             Unavailable: the trail does not answer, or there is no room for a copy of the store.
@@ -47,6 +57,8 @@ class FreeSql:
         authority = await admission.admitted(asker, Action.READ, "sql", tenant=question.tenant)
         with self._sandbox.turn():
             await catch_up(self._service)
+            may_see = functools.partial(self._may_see, asker)
+            await asyncio.to_thread(require_tenant, self._service.auditor.store, question.tenant, may_see)
             async with self._snapshots.open(question.tenant or None) as snapshot:
                 recorded = await self._recorded(question) | {"as_of": str(snapshot.as_of)}
                 try:
@@ -69,6 +81,9 @@ class FreeSql:
         )
         return answer_of(table, snapshot.as_of, question.tenant)
 
+    def _may_see(self, asker: Asker, tenant: str) -> bool:
+        return self._service.admission.permits(asker, Action.READ, "sql", tenant=tenant)
+
     async def _recorded(self, question: SqlQuestion) -> dict[str, str]:
         """What is recorded of a statement."""
         told = {f"param.{name}": str(value) for name, value in question.parameters.items()}
@@ -77,6 +92,28 @@ class FreeSql:
         if question.tenant:
             shown["tenant"] = question.tenant
         return shown | {"sql_sha256": hashlib.sha256(question.sql.encode()).hexdigest()}
+
+
+def require_tenant(store: AuditStore, tenant: str, may_see: Callable[[str], bool] = lambda _tenant: True) -> None:
+    """See that something of this tenant is on the trail; empty is every tenant. Blocks: it may read a whole column.
+
+    Raises:
+        NoSuchTenant: nothing is; the message names those there are, of which `may_see` says whether they may be.
+    """
+    if not tenant:
+        return
+    with contextlib.closing(store.cursor()) as cursor:
+        if cursor.execute("SELECT 1 FROM entries WHERE tenant = ? LIMIT 1", [tenant]).fetchone():
+            return
+        known = cursor.execute(
+            "SELECT DISTINCT tenant FROM entries WHERE tenant IS NOT NULL AND tenant <> ? ORDER BY tenant LIMIT ?",
+            [ANONYMOUS_TENANT, TENANTS_LOOKED_AT],
+        ).fetchall()
+    seen = [str(one) for (one,) in known if may_see(str(one))]
+    more = ", …" if len(seen) > TENANTS_NAMED or len(known) == TENANTS_LOOKED_AT else ""
+    there = f"; there are {', '.join(f'{one[:64]!r}' for one in seen[:TENANTS_NAMED])}{more}" if seen else ""
+    message = f"nothing of a tenant {tenant[:64]!r} is on the trail{there}. Nothing was run"
+    raise NoSuchTenant(message)
 
 
 def answer_of(table: Table, as_of: int, tenant: str) -> SqlAnswer:

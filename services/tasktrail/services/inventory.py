@@ -16,9 +16,10 @@ from typing import TypeAlias
 
 import msgspec
 
-from tasktrail.events.authority import Authority, Binding, BindingMode, Standing
+from tasktrail.events.authority import COMPARED, Authority, Binding, BindingMode, Standing, differences
 from tasktrail.events.facts import Status
 from tasktrail.events.task import Grant
+from tasktrail.events.tracing import run_span
 from tasktrail.projections.current import State
 from tasktrail.services.revocations import Alias, Revocation
 from tasktrail.services.states import States
@@ -71,6 +72,7 @@ class Inventory:
         self._found_by: dict[str, list[_Name]] = {}
         self._opened_by: OrderedDict[_Name, OrderedDict[str, None]] = OrderedDict()
         self._wider: set[str] = set()
+        self._by_run: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._handles)
@@ -95,9 +97,13 @@ class Inventory:
         self._handles[handle.task_ref] = handle
         if known is None:
             self._tenants[handle.tenant] += 1
+            self._by_run[run_span(handle.task_ref)] = handle.task_ref
             self._name(handle, self._names(handle))
-        elif (known.token_hash, known.jti) != (handle.token_hash, handle.jti):
-            self._name(handle, _credentials(handle))  # its creator came with a later one; the earlier ones still count
+        else:
+            if (known.token_hash, known.jti) != (handle.token_hash, handle.jti):
+                self._name(handle, _credentials(handle))  # its creator came with a later one; earlier ones still count
+            if known.grants != handle.grants:
+                self._name(handle, _opens_for(handle))
         if handle.grants or handle.binding_mode is not BindingMode.EXACT:
             self._wider.add(handle.task_ref)
         else:
@@ -151,6 +157,22 @@ class Inventory:
             return {text}
         return {text} | {self._alias(one, text) for one in ([tenant] if tenant else self._tenants)}
 
+    def open_to(self, who: Binding) -> list[Handle]:
+        """Handles that may open their task for somebody: theirs under its mode, or with grants to whomever.
+
+        Whether one does is for the state of its task to say.
+        """
+        names: list[_Name] = [_widely(who, mode) for mode in BindingMode]
+        names.append(("principal", who.iss, who.sub) if who.sub else ("client", who.client_id))
+        refs = {ref for name in names for ref in self._by_name.get(name, ())}
+        handles = [self._handles[ref] for ref in refs]
+        return [one for one in handles if one.grants or not differences(one.binding, who, one.binding_mode)]
+
+    def of_run(self, span: str) -> Handle | None:
+        """The handle of the task whose work has this span (`tracing.run_span`)."""
+        ref = self._by_run.get(span)
+        return self._handles.get(ref) if ref is not None else None
+
     def wider(self) -> list[Handle]:
         """Handles that open their task for somebody else than exactly its creator, too."""
         return [self._handles[ref] for ref in self._wider]
@@ -175,12 +197,14 @@ class Inventory:
             if self._alias and who.client_id == who.sub:
                 yield ("client", self._alias(who.tenant, who.client_id))
         yield from _credentials(handle)
+        yield from _opens_for(handle)
 
     def _forget(self, handle: Handle | None) -> None:
         if handle is None:
             return
         del self._handles[handle.task_ref]
         self._wider.discard(handle.task_ref)
+        self._by_run.pop(run_span(handle.task_ref), None)
         self._tenants[handle.tenant] -= 1
         if not self._tenants[handle.tenant]:
             del self._tenants[handle.tenant]
@@ -217,6 +241,20 @@ def _handle(state: State, accessed_at_ms: int) -> Handle:
         grants=task.grants,
         accessed_at_ms=accessed_at_ms,
     )
+
+
+def _opens_for(handle: Handle) -> Iterator[_Name]:
+    """For whom it opens who is not found by the creator's name: in wider modes, by grants, and for the nameless."""
+    who = handle.binding
+    if handle.binding_mode is not BindingMode.EXACT or not (who.sub or who.client_id):
+        yield _widely(who, handle.binding_mode)
+    for grant in handle.grants.values():
+        yield _widely(grant.to, grant.mode)
+
+
+def _widely(who: Binding, mode: BindingMode) -> _Name:
+    """What is compared under a mode, as a name."""
+    return (f"opens {mode}", *(getattr(who, name) for name in COMPARED[mode]))
 
 
 def _credentials(handle: Handle) -> Iterator[_Name]:

@@ -26,7 +26,7 @@ from nats.js.api import PubAck
 from nats.js.errors import APIError, NoStreamResponseError
 
 from tasktrail.events import entry as entries
-from tasktrail.events.authority import Authority, Trigger
+from tasktrail.events.authority import Authority, Level, Trigger
 from tasktrail.events.decide import CreateTask, RespondToInput, TaskCommand, decide
 from tasktrail.events.entry import EXPECTED, KEY_ID, MSG_ID, SIGNATURE, Entry
 from tasktrail.events.errors import (
@@ -407,9 +407,12 @@ def _passing(error: APIError) -> bool:
 def command_digest(command: TaskCommand) -> str:
     """What tells a repeat of a command from another with its id: 32 hex digits of a SHA-256.
 
-    Over it without its time, and without what was seen in its payloads: another version may see more.
+    Over it without its time, and without what was found out about it: another version may see more in its payloads, and
+    the task whose work made it may be over by then.
     """
     said = msgspec.structs.replace(command, at_ms=0)
     if isinstance(said, RespondToInput) and said.said:
         said = msgspec.structs.replace(said, answers=())
+    if isinstance(said, CreateTask):
+        said = msgspec.structs.replace(said, parent="", parent_level=Level.CLAIMED)
     return hashlib.sha256(_FLAGS.sub(b"", msgspec.json.encode(said))).hexdigest()[:32]

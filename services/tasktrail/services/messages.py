@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from tasktrail.events.authority import Method, PrincipalKind, Verification
-from tasktrail.events.facts import Status, TaskSupport
+from tasktrail.events.facts import OnWorkerLost, Status, TaskSupport
 from tasktrail.events.subjects import tenant_token
 
 COMMANDS = "tasktrail.cmd"
@@ -25,7 +25,11 @@ Number = Annotated[int, msgspec.Meta(ge=1 - 2**53, le=2**53 - 1)]
 Words = Annotated[tuple[Text, ...], msgspec.Meta(max_length=64)]
 HANDLE_MAX = 4096
 ACTORS_MAX = 8
+LISTED_MAX = 50
+"""How many tasks one page of a list holds at most."""
 Handle = Annotated[str, msgspec.Meta(max_length=HANDLE_MAX)]
+Worker = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_-]{0,64}$")]
+"""A process that runs tasks, by a random name of its own: `secrets.token_hex(8)`, say. Empty: none with a lease."""
 Ref = Annotated[str, msgspec.Meta(pattern="^[a-z2-7]{32}$")]
 TOKEN_MAX = 16 * 1024
 Token = Annotated[str, msgspec.Meta(max_length=TOKEN_MAX)]
@@ -90,19 +94,27 @@ class Caller(Said, frozen=True, kw_only=True):
 
 
 class Call(Said, frozen=True, kw_only=True):
-    """The request that carries the command. `rpc_id` is a number or the digest of a text."""
+    """The request that carries the command. `rpc_id` is a number or the digest of a text.
+
+    `tracestate` is not recorded: it only says which task's work made the request, if one did (W3C trace context).
+    """
 
     method: Text
     protocol_version: Text = ""
     wire: Text = ""
     rpc_id: Text = ""
     traceparent: Text = ""
+    tracestate: Text = ""
     address: Text = ""
     forwarded_for: Text = ""
 
 
 class CreateTask(Said, frozen=True, kw_only=True):
-    """Make a task for one tool call. `ttl_ms` is the tool's wish, None for the default."""
+    """Make a task for one tool call. `ttl_ms` is the tool's wish, None for the default.
+
+    `worker` is the process that runs it, which must `renew` its lease; without one nobody watches over the work.
+    `on_worker_lost` says what then becomes of it. `parent_task` is the handle of the task whose work made this call.
+    """
 
     caller: Caller
     call: Call
@@ -115,14 +127,27 @@ class CreateTask(Said, frozen=True, kw_only=True):
     ttl_ms: Number | None = None
     poll_interval_ms: Number | None = None
     arguments: Json = None
+    on_worker_lost: OnWorkerLost = OnWorkerLost.FAIL
+    worker: Worker = ""
+    parent_task: Handle = ""
 
 
 class GetTask(Said, frozen=True, kw_only=True):
-    """Read a task as its caller may see it."""
+    """Read a task as its caller may see it. `status_only`: without its result, error and questions."""
 
     caller: Caller
     call: Call
     task_id: Handle
+    status_only: bool = False
+
+
+class ListTasks(Said, frozen=True, kw_only=True):
+    """The tasks that a caller may read, the newest first: at most `limit`, from where `cursor` says."""
+
+    caller: Caller
+    call: Call
+    cursor: Text = ""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=LISTED_MAX)] = LISTED_MAX
 
 
 class UpdateTask(Said, frozen=True, kw_only=True):
@@ -175,10 +200,17 @@ class ReportRefusal(Said, frozen=True, kw_only=True):
     task_id: Handle = ""
 
 
-class ReportStatus(Said, frozen=True, kw_only=True):
-    """The work says how far it is."""
+class OfWork(Said, frozen=True, kw_only=True):
+    """Base of what the work says of its task. `worker` is the process that runs it, `attempt` its number: 0 for any."""
 
     task_ref: Ref
+    worker: Worker = ""
+    attempt: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+
+
+class ReportStatus(OfWork, frozen=True, kw_only=True):
+    """The work says how far it is."""
+
     command_id: Word
     message: Annotated[str, msgspec.Meta(max_length=4096)]
     progress: float | None = None
@@ -192,50 +224,74 @@ class InputAsk(Said, frozen=True, kw_only=True):
     params: Json = None
 
 
-class RequestInput(Said, frozen=True, kw_only=True):
+class RequestInput(OfWork, frozen=True, kw_only=True):
     """The work asks its client for input, by key."""
 
-    task_ref: Ref
     command_id: Word
     asks: Annotated[dict[Word, InputAsk], msgspec.Meta(min_length=1, max_length=64)]
 
 
-class CollectInput(Said, frozen=True, kw_only=True):
+class CollectInput(OfWork, frozen=True, kw_only=True):
     """The work asks what has changed for it."""
 
-    task_ref: Ref
 
-
-class CompleteTask(Said, frozen=True, kw_only=True):
+class CompleteTask(OfWork, frozen=True, kw_only=True):
     """The work is done."""
 
-    task_ref: Ref
     command_id: Word
     result: Json
     is_error: bool = False
 
 
-class FailTask(Said, frozen=True, kw_only=True):
+class FailTask(OfWork, frozen=True, kw_only=True):
     """The work ended in a JSON-RPC error."""
 
-    task_ref: Ref
     command_id: Word
     error: "RpcError"
 
 
-class StopTask(Said, frozen=True, kw_only=True):
+class StopTask(OfWork, frozen=True, kw_only=True):
     """The work has stopped because the task was cancelled."""
 
-    task_ref: Ref
     command_id: Word
 
 
-class LoseWorker(Said, frozen=True, kw_only=True):
+class LoseWorker(OfWork, frozen=True, kw_only=True):
     """The process doing the work is going away."""
 
-    task_ref: Ref
     command_id: Word
     cause: Word
+
+
+DEFINED_MAX = 256
+"""Of how many tools a server tells how they are defined."""
+
+
+class RenewLease(Said, frozen=True, kw_only=True):
+    """A process that runs tasks is alive: one lease for all of them. To be said three times within a lease.
+
+    `tools`: how tools of its server are defined now, by the digest that `CreateTask.tool_sha256` has of them.
+    """
+
+    worker: Annotated[Worker, msgspec.Meta(min_length=1)]
+    tools: Annotated[dict[Text, Text], msgspec.Meta(max_length=DEFINED_MAX)] = {}
+
+
+TAKEN_MAX = 1_024
+
+
+class TakeWork(Said, frozen=True, kw_only=True):
+    """A process asks for the work of a task whose worker was lost.
+
+    `tools` are those that it can run, each with the digest of its definition (`CreateTask.tool_sha256`), empty where
+    that is not known. `taken` are the orders that it had before, with their attempt: of one that is not among them the
+    answer was lost, and it is given again. `wait_ms`: how long to wait for work when there is none.
+    """
+
+    worker: Annotated[Worker, msgspec.Meta(min_length=1)]
+    tools: Annotated[dict[Text, Text], msgspec.Meta(min_length=1, max_length=256)]
+    taken: Annotated[dict[Ref, int], msgspec.Meta(max_length=TAKEN_MAX)] = {}
+    wait_ms: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 0
 
 
 class RpcError(Said, frozen=True, kw_only=True):
@@ -265,7 +321,10 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class WorkView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A task as its worker may see it: whether to go on, and the answers so far by key."""
+    """A task as its worker may see it: whether to go on, and the answers so far by key.
+
+    `lost`: the task is no longer that worker's, which is to stop and must not say how it ended.
+    """
 
     task_ref: str
     status: Status
@@ -275,6 +334,57 @@ class WorkView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     answers: dict[str, Json] = {}
     outcome: str = "accepted"
     reason: str = ""
+    lost: bool = False
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a worker counts as alive from its last renewal."""
+
+    lease_ms: int
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A request for input of an earlier attempt, and the answer to it if there was one."""
+
+    key: str
+    method: str
+    params: Json = None
+    answered: bool = False
+    answer: Json = None
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Work to be started again: the call as it was made, and what its client was asked before.
+
+    `client_features` are the capabilities that the client declared, by name, as recorded with the creation.
+    """
+
+    task_ref: str
+    tool: str
+    attempt: int
+    arguments: Json = None
+    client_extensions: tuple[str, ...] = ()
+    client_features: tuple[str, ...] = ()
+    wire: str = ""
+    protocol_version: str = ""
+    asked: tuple[Asked, ...] = ()
+    created_at_ms: int
+    ttl_ms: int
+    poll_interval_ms: int
+    traceparent: str = ""
+
+
+class Taken(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The work that a process was given, if there was any."""
+
+    order: Order | None = None
+
+
+class Listed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Some of a caller's tasks, as `status_only` shows them, and where the others begin; empty when there are none."""
+
+    tasks: tuple[TaskView, ...] = ()
+    next_cursor: str = ""
 
 
 class Granted(msgspec.Struct, frozen=True, kw_only=True):
@@ -288,12 +398,18 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Signal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A nudge on `tasktrail.signal.<server>.<task_ref>`: the task moved. Carries no payload; may be lost."""
+    """A nudge on `tasktrail.signal.<server>.<task_ref>`: the task moved. Carries no payload; may be lost.
+
+    `worker` and `attempt` are whose the work is now; `waiting`: nobody's, it is to be taken.
+    """
 
     seq: int
     status: Status
     cancel_requested: bool = False
     live: bool = True
+    worker: str = ""
+    attempt: int = 0
+    waiting: bool = False
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -320,6 +436,7 @@ def signal_subject(server: str, ref: str) -> str:
 ACTIONS: dict[str, tuple[type[Said], type[msgspec.Struct]]] = {
     "create": (CreateTask, TaskView),
     "get": (GetTask, TaskView),
+    "list": (ListTasks, Listed),
     "update": (UpdateTask, Done),
     "cancel": (CancelTask, Done),
     "watch": (WatchTasks, Granted),
@@ -332,5 +449,7 @@ ACTIONS: dict[str, tuple[type[Said], type[msgspec.Struct]]] = {
     "fail": (FailTask, WorkView),
     "stop": (StopTask, WorkView),
     "lose": (LoseWorker, WorkView),
+    "renew": (RenewLease, Lease),
+    "take": (TakeWork, Taken),
 }
 """Every action with the struct it takes and the one it answers with."""

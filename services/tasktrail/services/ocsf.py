@@ -68,7 +68,8 @@ _ACTIVITIES: dict[str, _Activity] = {
     **dict.fromkeys(("GrantWithdrawn", "HoldReleased", "RevocationLifted", "PayloadShredded"), _DELETE),
     **dict.fromkeys(("StatusReported", "InputRequested", "InputResponded", "InputIgnored", "TaskResumed"), _UPDATE),
     **dict.fromkeys(("TaskCompleted", "TaskFailed", "TaskCancelled", "TaskExpired", "CancelRequested"), _UPDATE),
-    **dict.fromkeys(("WorkerLost", "AuthorityChanged", "HandleRevoked", "PolicyActivated"), _UPDATE),
+    **dict.fromkeys(("AuthorityChanged", "HandleRevoked", "PolicyActivated"), _UPDATE),
+    **dict.fromkeys(("WorkerLost", "WorkTaken", "ToolDriftSeen"), _UPDATE),
 }
 _METHODS: dict[str, _Activity] = {
     "tools/call": _CREATE,

@@ -93,7 +93,10 @@ class SamePerson(NotAuthorised):
     reason = "same_person"
 
     def __init__(self, operator: str) -> None:
-        super().__init__(f"{operator} placed this hold, so another operator must release it; the refusal is on record")
+        super().__init__(
+            f"a hold takes two people: {operator} placed this one, so another operator must release it; "
+            "the refusal is on record"
+        )
 
 
 class Operating:

@@ -16,7 +16,6 @@ from typing import NamedTuple, Protocol
 from urllib.parse import quote
 
 import httpx
-import msgspec
 
 from tasktrail.projections.audit.errors import StoreBusy, StoreMissing
 from tasktrail.projections.audit.exported import measure
@@ -34,6 +33,7 @@ from tasktrail.services.sources import (
     NoTrail,
     ServiceSource,
     Unreachable,
+    encoded,
     open_service,
 )
 
@@ -113,7 +113,7 @@ class ServiceQueries(ServiceSource):
             with self._client.stream(
                 "POST",
                 "/api/v1/exports",
-                content=msgspec.json.encode(order),
+                content=encoded(order),
                 headers={"Content-Type": "application/json"},
                 timeout=httpx.Timeout(CHUNK_WITHIN_S, connect=CONNECT_WITHIN_S),
             ) as answer:
@@ -145,6 +145,7 @@ class StoreQueries:
 
     def answer(self, name: str, question: Question) -> AnswerShown:
         """As of the store's last sequence."""
+        encoded(question)
         prepared = prepare(name, question.parameters, self._reference)
         answer = self._store.ask(
             prepared.query, prepared.values, tenant=prepared.tenant, after=question.after, most=question.limit

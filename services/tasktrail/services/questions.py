@@ -56,8 +56,29 @@ class NoSuchQuery(TasktrailError):
         super().__init__(f"there is no query {name[:64]!r}; there are {known}. `tasktrail query` says what they answer")
 
 
+class QueryStopped(InvalidRequest):
+    """A query took longer than it may and was ended; that is on record."""
+
+    http_status = 422
+    written = "refusal"
+    reason = "limit_reached"
+
+    def __init__(self, name: str, within_s: float) -> None:
+        super().__init__(f"{name} was ended after {within_s:g} s; ask for less: a shorter time, one task, a tenant")
+
+
+class NoSuchTenant(InvalidRequest):
+    """Nothing of this tenant is on the trail; an answer without rows would look as if nothing had happened."""
+
+    http_status = 404
+    reason = "no_such_tenant"
+
+
 class ParameterShown(msgspec.Struct, frozen=True, kw_only=True):
-    """A parameter of a query. `kind`: text, integer, time (RFC 3339), sequence, boolean or ref (a task)."""
+    """A parameter of a query.
+
+    `kind`: text, integer, time (RFC 3339), sequence, boolean, ref (a task), or "one of" and its values with commas.
+    """
 
     name: str
     kind: str
@@ -129,7 +150,7 @@ def shown_catalogue() -> list[QueryShown]:
 
 def _query_shown(query: NamedQuery) -> QueryShown:
     takes = [
-        ParameterShown(name=one.name, kind=one.kind, required=one.required, default=one.default, what=one.what)
+        ParameterShown(name=one.name, kind=one.type, required=one.required, default=one.default, what=one.what)
         for one in query.parameters
     ]
     return QueryShown(

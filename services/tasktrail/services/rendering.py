@@ -93,16 +93,16 @@ class _Ascii:
 
 
 class TimelineView:
-    """One task's history. `now` is an aware time."""
+    """One task's history. `now` is an aware time; `ids`: with the id of each entry."""
 
-    def __init__(self, timeline: Timeline, *, now: datetime) -> None:
-        self._timeline, self._now = timeline, now
+    def __init__(self, timeline: Timeline, *, now: datetime, ids: bool = False) -> None:
+        self._timeline, self._now, self._ids = timeline, now, ids
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Header, what needs attention, the steps, what was left out, the verdict."""
         yield _header(self._timeline, self._now)
         yield Text()
-        yield _steps(self._timeline, wide=options.max_width >= WIDE)
+        yield _steps(self._timeline, wide=options.max_width >= WIDE, ids=self._ids)
         if omitted := self._timeline.steps_omitted:
             yield Text()
             yield Text(f"▲ {omitted} later steps are left out", style=_LOUD)
@@ -279,8 +279,8 @@ def _some(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
 
 
-def _steps(timeline: Timeline, *, wide: bool) -> Table:
-    grid = _Grid(wide=wide)
+def _steps(timeline: Timeline, *, wide: bool, ids: bool) -> Table:
+    grid = _Grid(wide=wide, ids=ids)
     start = moment(timeline.task.created_at if timeline.task else None)
     gaps = sorted(timeline.gaps, key=lambda gap: gap.stream_seq)
     for entry in _merged(_as_it_happened(timeline.steps)):
@@ -349,8 +349,8 @@ def _alike(run: Step, more: Step) -> bool:
 class _Grid:
     """The rows of a timeline."""
 
-    def __init__(self, *, wide: bool) -> None:
-        self._wide = wide
+    def __init__(self, *, wide: bool, ids: bool) -> None:
+        self._wide, self._ids = wide, ids
         self._today = ""
         self._told: dict[object, int] = {}
         self.table = Table.grid(padding=(0, 1), expand=True)
@@ -375,7 +375,8 @@ class _Grid:
             self._step(step, start)
         last = steps[-1]
         same = provenance(last)
-        told = authority(last, like=self._told.get(same), wide=self._wide)
+        entry_id = f" · entry {printable(last.entry_id)}" if self._ids and last.entry_id else ""
+        told = authority(last, like=self._told.get(same), wide=self._wide) + entry_id
         self._told.setdefault(same, last.stream_seq)
         self._row(Text(), Text(entry.place, style=_QUIET), Text(), Text(told, style=_QUIET))
 

@@ -25,17 +25,17 @@ _NOTHING = "-"
 _LEVEL = "level"
 
 
-class AnswerView:
-    """A page of an answer."""
+class RowsView:
+    """Rows of printable text, None where there is nothing, under columns of a name and a type of DuckDB's."""
 
-    def __init__(self, answer: AnswerShown) -> None:
-        self._names = [column.name for column in answer.columns]
-        self._right = [column.type in _NUMBERS for column in answer.columns]
-        self._rows = [[_said(name, value) for name, value in zip(self._names, row, strict=True)] for row in answer.rows]
+    def __init__(self, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str | None]]) -> None:
+        self._names = [name for name, _ in columns]
+        self._right = [kind in _NUMBERS for _, kind in columns]
+        self._rows = rows
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """A table, or a block for each row."""
-        widths = [max(map(len, column)) for column in zip(self._names, *self._rows, strict=True)]
+        widths = [max(len(value or _NOTHING) for value in each) for each in zip(self._names, *self._rows, strict=True)]
         if sum(widths) + _GAP * (len(widths) - 1) <= options.max_width:
             yield self._table()
         else:
@@ -46,7 +46,7 @@ class AnswerView:
         for name, right in zip(self._names, self._right, strict=True):
             table.add_column(name, justify="right" if right else "left", overflow="fold")
         for row in self._rows:
-            table.add_row(*(Text(value) for value in row))
+            table.add_row(*(Text(_NOTHING if value is None else value) for value in row))
         return table
 
     def _blocks(self) -> Iterator[Table | Text]:
@@ -58,15 +58,24 @@ class AnswerView:
             grid.add_column(style=_QUIET, no_wrap=True, min_width=width)
             grid.add_column(overflow="fold")
             for at, (name, value) in enumerate(zip(self._names, row, strict=True)):
-                if value != _NOTHING:
+                if value is not None:
                     grid.add_row(name, Text(value, style="" if at else "bold"))
             yield grid
 
 
-def _said(name: str, value: Cell) -> str:
+class AnswerView(RowsView):
+    """A page of an answer."""
+
+    def __init__(self, answer: AnswerShown) -> None:
+        names = [column.name for column in answer.columns]
+        rows = [[_said(name, value) for name, value in zip(names, row, strict=True)] for row in answer.rows]
+        super().__init__([(column.name, column.type) for column in answer.columns], rows)
+
+
+def _said(name: str, value: Cell) -> str | None:
     """A value in words: a level of evidence as timelines say it."""
     if value is None:
-        return _NOTHING
+        return None
     if isinstance(value, bool):
         return "yes" if value else "no"
     if name.endswith(_LEVEL) and value in LEVELS:

@@ -34,7 +34,7 @@ from tasktrail.services import responder
 from tasktrail.services.bucket_reading import read_bucket
 from tasktrail.services.replaying import BATCH, ROWS_FILE, Told
 from tasktrail.services.snapshots import Lent
-from tasktrail.services.sources import open_service
+from tasktrail.services.sources import Refused, open_service
 from tasktrail.services.trail_reading import TrailReader
 
 DIFFERENCES_MAX = 10_000
@@ -95,6 +95,9 @@ def audit_file(data: Path, token_file: Path | None, case: str) -> Generator[Path
     """The audit store of a stopped service, or a copy which the running one lends; text that says why there is none.
 
     A copy is lent to the operator whose token is in `token_file` (None: the data directory's), which is recorded.
+
+    Raises:
+        Refused: this operator may not read the trail, or is none.
     """
     from tasktrail.services.service import AUDIT_FILE  # noqa: PLC0415 - the whole service; half a second
 
@@ -104,6 +107,8 @@ def audit_file(data: Path, token_file: Path | None, case: str) -> Generator[Path
         if responder.find(data) is not None:
             with open_service(data, "", token_file, case) as service:
                 audit = lent = Path(service.order("/snapshots", _Asked(), Lent).path)
+    except Refused:
+        raise
     except TasktrailError as error:
         audit = f"the running service does not lend a copy of its audit store ({error.message}); stop it to compare"
     try:

@@ -8,11 +8,11 @@ two of the same range of the same source are equal byte for byte. Memory is that
         done = await rebuild(TrailSource(trail, "the trail of …"), Path("fresh"))
         done.states_sha256, done.rows_sha256, done.tree_root
 
-Reading is not recorded: it goes to the broker, not through the service.
+A running service is told before anything is read from its broker (`handing_out.py`): what it counted is what
+`TrailSource` gives, up to the `last` sequence it named.
 """
 
 import contextlib
-import os
 import shutil
 import tempfile
 import time
@@ -45,7 +45,7 @@ from tasktrail.projections.tlog.merkle import Frontier, gap_record, leaf
 from tasktrail.projections.tlog.note import Checkpoint, Note, Signature
 from tasktrail.projections.tlog.offline import BUNDLE_BYTES_MAX
 from tasktrail.projections.tlog.offline_checks import Bad, read_bounded, unpacked
-from tasktrail.services import archive
+from tasktrail.services import archive, durable
 from tasktrail.services.cli import says_version
 from tasktrail.services.trail_reading import TrailReader
 
@@ -82,18 +82,20 @@ class Source(Protocol):
 
 
 class TrailSource:
-    """A trail as it was when it was opened."""
+    """A trail as it was when it was opened, at most up to sequence `last`; None: all of it."""
 
     partial = False
 
-    def __init__(self, trail: TrailReader, what: str) -> None:
+    def __init__(self, trail: TrailReader, what: str, last: int | None = None) -> None:
         self._trail, self.what = trail, what
         self.created: datetime | None = trail.created
-        self.last_seq = trail.last_seq
+        self.last_seq = trail.last_seq if last is None else min(last, trail.last_seq)
 
     async def messages(self, first: int = 1) -> AsyncGenerator[list[Message]]:
         """Messages from a sequence on, in order."""
-        async with aclosing(self._trail.messages(first, batch=BATCH)) as batches:
+        if first > self.last_seq:
+            return
+        async with aclosing(self._trail.messages(first, self.last_seq, batch=BATCH)) as batches:
             async for messages in batches:
                 yield messages
 
@@ -133,7 +135,10 @@ class BundleSource:
                 for one in sorted(listed, key=lambda one: one.stream_seq)
                 if not one.gap
             ]
-        except (Bad, KeyError, OSError, msgspec.DecodeError) as error:
+        except OSError as error:
+            message = f"the bundle {file} cannot be read: {error.strerror or error}; bundle export writes one"
+            raise NoBundle(message) from None
+        except (Bad, KeyError, msgspec.DecodeError) as error:
             message = f"{file} is no evidence bundle, or a damaged one: {error}; tasktrail bundle verify says more"
             raise NoBundle(message) from None
         self.last_seq = self._messages[-1].stream_seq if self._messages else 0
@@ -220,9 +225,9 @@ def whole_folder(into: Path) -> Generator[Path]:
     try:
         yield part
         for path in (*part.rglob("*"), part):
-            _keep(path)
+            durable.sync(path)
         _name(part, into)
-        _keep(into.parent)
+        durable.sync(into.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -234,15 +239,6 @@ def _name(part: Path, into: Path) -> None:
     except OSError as error:
         message = f"{into} is not empty any more, or cannot be made: {error.strerror or error}"
         raise NotFresh(message) from None
-
-
-def _keep(path: Path) -> None:
-    """See a file, or what a directory names, on disk."""
-    held = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(held)
-    finally:
-        os.close(held)
 
 
 def unfinished(into: Path) -> list[Path]:

@@ -1,6 +1,6 @@
-"""The responder token, and where the running service is: two files in the data directory that only its owner can read.
+"""The tokens of the data directory, and where the running service is: files that only its owner can read.
 
-Guarantees: the token has 256 random bits, is made once and never printed or logged; it appears whole or not at all; a
+Guarantees: a token has 256 random bits, is made once and never printed or logged; it appears whole or not at all; a
 token or a data directory that others could read, a link in its place, and another user's file are refused with the
 command that mends it. `service.json` is replaced in one step. Needs POSIX file modes.
 
@@ -24,16 +24,21 @@ from tasktrail.events.errors import TasktrailError
 
 TOKEN_FILE = "responder.token"  # noqa: S105 - the name of a file, not a secret
 SERVICE_FILE = "service.json"
+SERVER_TOKEN_FILE = "server.token"  # noqa: S105 - the name of a file, not a secret
+"""For MCP servers that feed the service over HTTP, while the configuration names none."""
 TOKEN_PREFIX = "ttr_"  # noqa: S105 - what secret scanners look for
+SERVER_TOKEN_PREFIX = "tts_"  # noqa: S105 - what secret scanners look for
 TOKEN_BYTES = 32
 
-_TOKEN = re.compile(rf"{TOKEN_PREFIX}[A-Za-z0-9_-]{{43}}")
+_PREFIXES = {TOKEN_FILE: TOKEN_PREFIX, SERVER_TOKEN_FILE: SERVER_TOKEN_PREFIX}
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
 _OTHERS = 0o077
 _FILE_BYTES_MAX = 4_096
 
 
 class ResponderError(TasktrailError):
-    """The responder token or the data directory is missing or unsafe; the message says which and what to do."""
+    """A token or the data directory is missing or unsafe; the message says which and what to do."""
 
     reason = "responder"
 
@@ -77,27 +82,29 @@ def prepare(data: Path) -> None:
         raise ResponderError(message)
 
 
-def open_token(data: Path) -> str:
-    """The token of this data directory, made now if there is none.
+def open_token(data: Path, file: str = TOKEN_FILE) -> str:
+    """The token of this data directory, made now if there is none: the responder's, or SERVER_TOKEN_FILE.
 
     Raises:
         ResponderError: it exists and is not acceptable, or cannot be written.
     """
-    if not (data / TOKEN_FILE).exists():
-        token = TOKEN_PREFIX + base64.urlsafe_b64encode(os.urandom(TOKEN_BYTES)).decode().rstrip("=")
-        _write(data, TOKEN_FILE, token.encode() + b"\n", replace=False)
-    return read_token(data)
+    if not (data / file).exists():
+        token = _PREFIXES[file] + base64.urlsafe_b64encode(os.urandom(TOKEN_BYTES)).decode().rstrip("=")
+        _write(data, file, token.encode() + b"\n", replace=False)
+    return read_token(data, file)
 
 
-def read_token(data: Path) -> str:
+def read_token(data: Path, file: str = TOKEN_FILE) -> str:
     """The token of this data directory.
 
     Raises:
         ResponderError: there is none, or it is malformed, readable by others, a link or another user's.
     """
-    token = _read(data / TOKEN_FILE).decode("ascii", "replace").strip()
-    if not _TOKEN.fullmatch(token):
-        message = f"{data / TOKEN_FILE} holds no responder token; remove it and restart the service to make a new one"
+    token = _read(data / file).decode("ascii", "replace").strip()
+    prefix, rest = token[: len(_PREFIXES[file])], token[len(_PREFIXES[file]) :]
+    if prefix != _PREFIXES[file] or not _TOKEN.fullmatch(rest):
+        what = file.replace(".", " ")
+        message = f"{data / file} holds no {what}; remove it and restart the service to make a new one"
         raise ResponderError(message)
     return token
 

@@ -30,6 +30,7 @@ _BESIDE_BYTES = 1024 * 1024
 _KILL_AFTER_S = GRACE_S + 1.0
 _START_S = 10.0
 """For starting Python and opening the file, on a machine that is busy."""
+_CONFIGURE = "configure responders.sql_timeout_ms"
 _TIME_CODES = frozenset({TIME_OVER, -signal.SIGXCPU})
 _CHUNK = 64 * 1024
 _answers = msgspec.json.Decoder(Answer)
@@ -135,8 +136,10 @@ class Sandbox:
 
 
 def _stopped(failed: Failed, timeout_ms: int, limits: Responders) -> SqlStopped:
+    longest_s = limits.sql_timeout_ms / 1000
+    more = f"give it more, {longest_s:g} s at most" if timeout_ms < limits.sql_timeout_ms else _CONFIGURE
     told = {
-        "time": f"it was ended after {timeout_ms / 1000:g} s; ask for less, or configure responders.sql_timeout_ms",
+        "time": f"it was ended after {timeout_ms / 1000:g} s; ask for less, or {more}",
         "memory": f"it needs more than {limits.sql_memory_mb} MiB ({failed.message}); ask for less at once",
         "bytes": f"its answer is too large: {failed.message}",
     }

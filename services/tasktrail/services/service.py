@@ -27,7 +27,7 @@ from nats.js import JetStreamContext
 from tasktrail.events.authority import Standing, Trigger
 from tasktrail.events.errors import TasktrailError
 from tasktrail.events.facts import Event, GapFound, KeyActivated
-from tasktrail.events.subjects import ANONYMOUS_TENANT, TIMERS, TRAIL, control_subject
+from tasktrail.events.subjects import ANONYMOUS_TENANT, TIMERS, TRAIL, WORK, control_subject, tenant_token
 from tasktrail.events.task import Task
 from tasktrail.projections.audit.store import AuditStore
 from tasktrail.projections.current import State
@@ -37,6 +37,7 @@ from tasktrail.services.access.callers import Callers, Channel, service_authorit
 from tasktrail.services.access.desk import Desk
 from tasktrail.services.access.gate import Gate
 from tasktrail.services.access.limits import Limits
+from tasktrail.services.access.losing import Losing
 from tasktrail.services.access.payloads import Payloads
 from tasktrail.services.access.policy import Policies
 from tasktrail.services.access.recorder import Recorder
@@ -49,12 +50,14 @@ from tasktrail.services.bus import make_bus
 from tasktrail.services.clearing import without_task_ids
 from tasktrail.services.clock import now_ms
 from tasktrail.services.connection import Connection
+from tasktrail.services.definitions import Definitions
 from tasktrail.services.durable import replace
 from tasktrail.services.ending import end
 from tasktrail.services.enforcement import Enforcement
 from tasktrail.services.governance import Governance
 from tasktrail.services.inventory import Inventory, each_current
 from tasktrail.services.keyring import Keyring, base64url, kid_of
+from tasktrail.services.leases import Leases
 from tasktrail.services.ledger import Ledger
 from tasktrail.services.messages import Said, Signal, signal_subject
 from tasktrail.services.notary import Notary
@@ -64,15 +67,18 @@ from tasktrail.services.projector import Projector
 from tasktrail.services.sealing import Vault
 from tasktrail.services.settings import Settings
 from tasktrail.services.shredder import Shredder
+from tasktrail.services.signals import signal_of
 from tasktrail.services.states import States
 from tasktrail.services.sweeper import Sweeper
 from tasktrail.services.timekeeper import Timekeeper
 from tasktrail.services.trail_reading import READER_FILE
+from tasktrail.services.work_queue import WorkQueue
 
 _log = logging.getLogger(__name__)
 
 AUDIT_FILE = "audit.duckdb"
 ADAPTER_FILE = "adapter.json"
+SERVERS_DIRECTORY = "servers"
 _MARKER = "streams-created"
 _RUNNING = "running"
 _ANNOUNCED = "signing-key-announced"
@@ -106,6 +112,8 @@ class Service:
         self.js: JetStreamContext
         self.broker: Broker | None = None
         self.failed: asyncio.Future[None]
+        self.moved: list[Callable[[State], None]] = []
+        """Called whenever a task moved, here or in another process; a move seen here may come twice."""
         self._told: dict[str, Told] = {}
         self._stack = contextlib.AsyncExitStack()
         self._restarts: list[float] = []
@@ -150,7 +158,7 @@ class Service:
         data = self.settings.data
         kept = data / _PORT
         port = int(kept.read_text()) if kept.exists() and kept.read_text().strip().isdigit() else 0
-        self.broker = _start_broker(data / "nats", self.settings.nats_server, port)
+        self.broker = _start_broker(data / "nats", self.settings, port)
         self._stack.callback(self._stop_broker)
         replace(kept, str(self.broker.port).encode())
         for name, options in (
@@ -158,7 +166,19 @@ class Service:
             (READER_FILE, self.broker.reader_connect_options()),
         ):
             replace(data / name, msgspec.json.encode(Connection(**options)))
+        self._write_logins_of_servers(self.broker)
         return Connection(**self.broker.connect_options())
+
+    def _write_logins_of_servers(self, broker: Broker) -> None:
+        """`servers/<name>.json` for each MCP server with a login of its own, and for no other."""
+        folder = self.settings.data / SERVERS_DIRECTORY
+        current = {f"{tenant_token(name)}.json": broker.server_connect_options(name) for name in broker.servers}
+        if current:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        for stale in set(folder.glob("*.json")) - {folder / name for name in current}:
+            stale.unlink()
+        for name, options in current.items():
+            replace(folder / name, msgspec.json.encode(Connection(**options)))
 
     def _stop_broker(self) -> None:
         if self.broker is not None:
@@ -176,7 +196,7 @@ class Service:
             marker.touch(mode=0o600)
             return
         problems = await trail.differences(self.js)
-        disposable = {trail.KV_STREAM, TIMERS} if self.settings.embedded else {trail.KV_STREAM}
+        disposable = {trail.KV_STREAM, TIMERS, WORK} if self.settings.embedded else {trail.KV_STREAM}
         serious = [problem for problem in problems if not any(name in problem for name in disposable)]
         if serious:
             told = "\n  ".join(serious)
@@ -204,7 +224,7 @@ class Service:
         self._stack.push_async_callback(self.callers.close)
         checks = Checks(self.callers, self.governance, self.policies, self.limits)
         gate = Gate(self.ledger, self.states, self.keyring, payloads, self.recorder, checks, settings)
-        work = Work(self.ledger, self.states, payloads, self.recorder, self.governance, self.policies)
+        work = self._work(payloads)
         self.desk = Desk(gate, work)
         self.inventory = Inventory(alias)
         self.enforcement = Enforcement(
@@ -212,9 +232,21 @@ class Service:
         )
         self.governance.on_change.append(self.enforcement.enforce)
         gate.on_opened = lambda ref, by: self.inventory.accessed(ref, self.ledger.now(), by)
+        gate.on_created, gate.owned = self._made, self.inventory.open_to
+        gate.parents.of_run = self.inventory.of_run
+        self.definitions = Definitions(self.ledger, self.states)
+        self._stack.push_async_callback(self.definitions.stop)
+        gate.on_defined = work.on_defined = self.definitions.seen
         shredder = Shredder(self.ledger, self.vault, settings, standing=self._standing)
         self.timekeeper = Timekeeper(
-            self.nc, self.js, self.ledger, self.states, settings, shredder, standing=self._standing
+            self.nc,
+            self.js,
+            self.ledger,
+            self.states,
+            settings,
+            shredder,
+            standing=self._standing,
+            lapsed=self.leases.lapsed,
         )
         self.admission = Admission(self.ledger, self.policies, self.governance, self._cleared)
         self.operating = Operating(
@@ -227,6 +259,36 @@ class Service:
             settings.privacy,
         )
         self.policing = Policing(self.admission, self.governance, self.policies, self.ledger, self._entry)
+
+    def _made(self, state: State) -> None:
+        self.inventory.observe(state)
+        self.definitions.observe(state)
+
+    def _work(self, payloads: Payloads) -> Work:
+        """The work's side, and what watches over workers."""
+        losing = Losing(
+            self.ledger,
+            self.states,
+            payloads,
+            reruns_max=self.settings.reruns_max,
+            standing=self._standing,
+            observe=self._worked,
+        )
+        self.leases = Leases(
+            self.nc, self.js, self.ledger.now, lease_ms=self.settings.worker_lease_ms, lose=losing.lapsed
+        )
+        self.work_queue = WorkQueue(self.nc, self.js, embedded=self.settings.embedded)
+        return Work(
+            self.ledger,
+            self.states,
+            payloads,
+            self.recorder,
+            self.governance,
+            self.policies,
+            losing,
+            self.leases,
+            self.work_queue,
+        )
 
     def _standing(self, task: Task) -> Standing:
         return self.governance.standing(task, self.ledger.now())
@@ -241,11 +303,19 @@ class Service:
         """A task moved, here or in another process."""
         self.timekeeper.observe(state)
         self._recalled(state)
+        self._say_moved(state)
 
     def _recalled(self, state: State) -> None:
         """A task as the bucket had it at the start; the timekeeper reads the bucket itself, and more than once."""
         self.limits.observe(state)
         self.enforcement.observe(state)
+        self.definitions.observe(state)
+        self._worked(state)
+
+    def _worked(self, state: State) -> None:
+        """A task's work may have changed hands."""
+        self.leases.observe(state)
+        self.work_queue.observe(state)
 
     async def _start_parts(self, bus: NatsBroker) -> None:
         await self.governance.start()
@@ -272,8 +342,12 @@ class Service:
         self.auditor = Auditor(self.nc, store, also=self.notary.take)
         await self.auditor.start()
         self._stack.push_async_callback(self.auditor.stop)
+        await self.leases.start()
+        self._stack.push_async_callback(self.leases.stop)
         await self.timekeeper.start()
         self._stack.push_async_callback(self.timekeeper.stop)
+        await self.work_queue.start()
+        self._stack.push_async_callback(self.work_queue.stop)
         sweeper = Sweeper(self.js, self.states)
         await sweeper.start()
         self._stack.push_async_callback(sweeper.stop)
@@ -334,15 +408,14 @@ class Service:
         """An embedded adapter's request."""
         return await self.desk.carry_out(action, said, Channel(server=server, in_process=True))
 
+    def _say_moved(self, state: State) -> None:
+        for moved in self.moved:
+            moved(state)
+
     async def _announce(self, state: State) -> None:
         """Nudge whoever runs or watches the task."""
-        task = state.task
-        signal = Signal(
-            seq=task.seq,
-            status=task.status,
-            cancel_requested=task.cancel_requested_at_ms is not None,
-            live=task.live,
-        )
+        self._say_moved(state)
+        task, signal = state.task, signal_of(state.task)
         told = self._told.get(task.server)
         if told is not None:
             told(state.task_ref, signal)
@@ -379,7 +452,9 @@ class Service:
             raise NotReady(message)
         dead.stop()
         # On the same port or not at all: everything that is connected looks for it there.
-        self.broker = Broker.start(self.settings.data / "nats", binary=self.settings.nats_server, port=dead.port)
+        self.broker = Broker.start(
+            self.settings.data / "nats", binary=self.settings.nats_server, port=dead.port, servers=dead.servers
+        )
 
 
 def shown(urls: str) -> str:
@@ -402,17 +477,18 @@ def make_keys(data: Path, entries: int) -> None:
     Keyring.create(data)
 
 
-def _start_broker(store: Path, binary: Path | None, port: int) -> Broker:
+def _start_broker(store: Path, settings: Settings, port: int) -> Broker:
     """The broker on the port it had, so that adapters find it again; on another one when that is taken."""
+    binary, servers = settings.nats_server, [one.name for one in settings.servers if one.named]
     try:
-        return Broker.start(store, binary=binary, port=port)
+        return Broker.start(store, binary=binary, port=port, servers=servers)
     except StoreBusy:
         raise
     except BrokerFailed:
         if not port:
             raise
         _log.warning("the broker cannot have port %d again; taking another one", port)
-        return Broker.start(store, binary=binary)
+        return Broker.start(store, binary=binary, servers=servers)
 
 
 def _key(at_ms: int, purpose: str, public: bytes) -> KeyActivated:

@@ -76,6 +76,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ttl_max_ms: PositiveMs = DAY_MS
     poll_interval_ms: Annotated[int, msgspec.Meta(ge=50, le=10 * MINUTE_MS)] = 1_000
     cancel_grace_ms: Annotated[int, msgspec.Meta(ge=0, le=10 * MINUTE_MS)] = 5_000
+    worker_lease_ms: Annotated[int, msgspec.Meta(ge=1_000, le=10 * MINUTE_MS)] = 30_000
+    reruns_max: Annotated[int, msgspec.Meta(ge=0, le=100)] = 3
     fold_ms: Annotated[int, msgspec.Meta(ge=10, le=1_000)] = 500
     payload_max_bytes: Annotated[int, msgspec.Meta(ge=1 * KIB, le=16 * MIB)] = 16 * MIB
     inline_max_bytes: Annotated[int, msgspec.Meta(ge=0, le=256 * KIB)] = 32 * KIB
@@ -115,6 +117,8 @@ DESCRIBED: dict[str, str] = {
     "ttl_max_ms": "the longest time to live granted, whatever is asked for",
     "poll_interval_ms": "the polling interval suggested to clients",
     "cancel_grace_ms": "how long running work may take to confirm a cancellation before the task ends without it",
+    "worker_lease_ms": "how long a process that runs tasks may be silent before it counts as lost",
+    "reruns_max": "how often the work of a task is started again after its worker was lost, where its tool allows it",
     "fold_ms": "how long repeated polls and denials are folded before they are written",
     "payload_max_bytes": "the largest payload (arguments, answer, result) taken",
     "inline_max_bytes": "sealed payloads up to this size travel in the entry, larger ones in the object bucket",

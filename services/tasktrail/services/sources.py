@@ -17,7 +17,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -38,6 +37,9 @@ from tasktrail.services.orders import NoSuchTask
 
 ANSWER_WITHIN_S = 30.0
 CONNECT_WITHIN_S = 5.0
+NO_TEXT = "an argument or option holds bytes that are no text in UTF-8; nothing was done"
+SAME_PERSON = "same_person"
+"""The reason of a refusal that takes another person: the order was right, and was not done."""
 NOT_RECORDED = "no service runs on {data}: read from its store; this reading is not recorded on the trail"
 
 T = TypeVar("T")
@@ -141,16 +143,16 @@ class ServiceSource:
     note = ""
 
     def __init__(self, url: str, token: str, token_file: Path | None = None, case: str = "") -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            message = f"{url} is no http or https address of a service"
+        host = _host(url)
+        if not host:
+            message = f"{url} is no http or https address of a service; write it like http://127.0.0.1:8420"
             raise InvalidRequest(message)
         self._url, self._token_file = url, token_file
         self._client = httpx.Client(
             base_url=url,
             headers=_headers(token, case),
             timeout=httpx.Timeout(ANSWER_WITHIN_S, connect=CONNECT_WITHIN_S),
-            trust_env=not is_loopback(parts.hostname),
+            trust_env=not is_loopback(host),
         )
 
     def __enter__(self) -> Self:
@@ -211,7 +213,7 @@ class ServiceSource:
     def order(self, path: str, order: msgspec.Struct, kind: type[T], within_s: float = ANSWER_WITHIN_S) -> T:
         """What `POST /api/v1{path}` answers to this order, within so many seconds. Raises as `ask`."""
         headers = {"Content-Type": "application/json"}
-        body = msgspec.json.encode(order)
+        body = encoded(order)
         timeout = httpx.Timeout(within_s, connect=CONNECT_WITHIN_S)
         return self._read(self._ask("POST", f"/api/v1{path}", content=body, headers=headers, timeout=timeout), kind)
 
@@ -220,6 +222,8 @@ class ServiceSource:
             return self._client.request(method, path, **content)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
+        except UnicodeEncodeError:
+            raise InvalidRequest(NO_TEXT) from None
 
     def _unreachable(self, error: httpx.HTTPError) -> Unreachable:
         why = str(error) or type(error).__name__
@@ -246,12 +250,34 @@ class ServiceSource:
             return Unreachable(f"what answers at {self._url} is no tasktrail: it says {answer.status_code}")
         if problem.reason == UNAUTHORISED and self._token_file is not None:
             return Refused(f"the token in {self._token_file} is no operator's of the service at {self._url}")
-        if answer.status_code in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.GONE}:
+        gone = answer.status_code in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.GONE}
+        if gone or problem.reason == SAME_PERSON:
             return NotDone(problem.detail)
         if problem.reason == UNAUTHORISED:
             return Refused(f"the service at {self._url} has another responder token; name its data directory (--data)")
         later = answer.is_server_error or problem.retriable
         return Unreachable(problem.detail) if later else Refused(problem.detail)
+
+
+def _host(url: str) -> str:
+    """The host of an address of HTTP; empty when it is none."""
+    try:
+        address = httpx.URL(url)
+    except (httpx.InvalidURL, UnicodeEncodeError):
+        return ""
+    return address.host if address.scheme in {"http", "https"} else ""
+
+
+def encoded(order: msgspec.Struct) -> bytes:
+    """An order as it is sent.
+
+    Raises:
+        InvalidRequest: something in it is no text.
+    """
+    try:
+        return msgspec.json.encode(order)
+    except UnicodeEncodeError:
+        raise InvalidRequest(NO_TEXT) from None
 
 
 def _headers(token: str, case: str) -> dict[bytes, bytes]:
@@ -302,6 +328,7 @@ class StoreSource:
 
     def tasks(self, wanted: TaskFilter, most: int) -> Sequence[TaskShown]:
         """As of the store's last sequence."""
+        encoded(wanted)
         return self._store.tasks(wanted, most=most)
 
     def tail(self, since: int | None) -> Iterator[Step]:

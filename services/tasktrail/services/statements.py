@@ -7,7 +7,7 @@ Guarantees: unknown members are refused; a task's id travels in a body only. No 
 """
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -120,4 +120,26 @@ class Archived(msgspec.Struct, frozen=True, kw_only=True):
     """What was recorded of it."""
 
     first: int
+    last: int
+
+
+class ReplayOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The trail is about to be played, or projections to be rebuilt from it, by who can read it from the broker.
+
+    `task`: only the one with this reference or id. `begin`, `end`: a stream sequence or a time, as `replay.point` reads
+    them, both inclusive. Empty for no bound. `projection`: of a rebuild, only this one.
+    """
+
+    doing: Literal["play", "rebuild"]
+    task: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    begin: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    end: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    projection: Literal["", "current", "audit", "tlog"] = ""
+
+
+class Replayable(msgspec.Struct, frozen=True, kw_only=True):
+    """What was recorded of it: the task's reference (empty: all), how many steps, up to which sequence at most."""
+
+    task_ref: str
+    rows: int
     last: int

@@ -124,6 +124,23 @@ class States:
         self.remember(state)
         return state
 
+    async def creation(self, state: State) -> Entry:
+        """The entry that created a task. Raises as `by_handle`."""
+        subject = task_subject(state.tenant, state.task_ref)
+        found = await self._batch(subject, 1, 1) or [await self._next(subject, 1)]
+        return task_entry(subject, found[0][0])
+
+    async def history(self, state: State) -> list[Entry]:
+        """Every entry of a task up to this state, the first one first. Raises as `by_handle`."""
+        subject, start = task_subject(state.tenant, state.task_ref), 1
+        found: list[Entry] = []
+        while len(found) < state.task.seq:
+            messages = await self._batch(subject, start, min(BATCH, state.task.seq - len(found)))
+            for body, stream_seq in messages or [await self._next(subject, start)]:
+                found.append(task_entry(subject, body))
+                start = stream_seq + 1
+        return found
+
     async def each(self) -> AsyncGenerator[list[State]]:
         """Every state that the bucket, which must be there, holds now, some at a time; to be closed.
 

@@ -20,6 +20,7 @@ from rich.console import Console
 import tasktrail.services.terminal_archive as archive
 import tasktrail.services.terminal_bundle as bundle
 import tasktrail.services.terminal_operations as operations
+import tasktrail.services.terminal_proxy as proxy
 import tasktrail.services.terminal_query as queries
 import tasktrail.services.terminal_replay as replay
 import tasktrail.services.terminal_setup as setup
@@ -43,7 +44,7 @@ from tasktrail.services.cli import (
 from tasktrail.services.rendering import TailView, TasksView, TimelineView, show
 from tasktrail.services.settings import load
 from tasktrail.services.sources import Source, open_source
-from tasktrail.services.terminal_service import As, Case, Data, Json, Url
+from tasktrail.services.terminal_service import As, Case, Data, Json, Url, one_of
 
 TASK_BYTES_MAX = 4_096
 
@@ -120,6 +121,7 @@ def demo(
 def timeline(  # noqa: PLR0913 - one for each option
     task: Annotated[str, typer.Argument(help="A task's reference or id; - reads it from standard input.")],
     *,
+    ids: Annotated[bool, typer.Option("--ids", help="With each entry's id, for `policy explain`.")] = False,
     as_json: Json = False,
     case: Case = "",
     data: Data = None,
@@ -141,13 +143,15 @@ def timeline(  # noqa: PLR0913 - one for each option
         if as_json:
             _print_json(found)
         else:
-            show(_console(), TimelineView(found, now=datetime.now(UTC)))
+            show(_console(), TimelineView(found, now=datetime.now(UTC), ids=ids))
 
 
 @app.command()
 def tasks(  # noqa: PLR0913 - one for each filter
     *,
-    status: Annotated[list[Status] | None, typer.Option(help="Only tasks in this status; may be repeated.")] = None,
+    status: Annotated[
+        list[str] | None, typer.Option(help=f"Only tasks in this status: {', '.join(Status)}; may be repeated.")
+    ] = None,
     tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None,
     server: Annotated[str | None, typer.Option(help="Only of this MCP server.")] = None,
     tool: Annotated[str | None, typer.Option(help="Only of this tool.")] = None,
@@ -166,8 +170,10 @@ def tasks(  # noqa: PLR0913 - one for each filter
     as_file: As = None,
 ) -> None:
     """List tasks, the newest first."""
+    with _told():
+        statuses = tuple(Status(one_of("--status", one, Status)) for one in status) if status else None
     wanted = TaskFilter(
-        statuses=tuple(status) if status else None,
+        statuses=statuses,
         tenant=tenant,
         server=server,
         tool=tool,
@@ -273,3 +279,4 @@ setup.register(app)
 verify.register(app)
 replay.register(app)
 witness.register(app)
+proxy.register(app)

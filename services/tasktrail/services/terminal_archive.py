@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tasktrail.events.errors import InvalidRequest
 from tasktrail.services import responder
 from tasktrail.services.cli import complain
 from tasktrail.services.settings import Settings, load
@@ -44,6 +45,12 @@ def archive(  # noqa: PLR0913 - one for each option
     with told():
         settings = load(os.environ, data=data, nats_url=nats)
         order = ordered(ArchiveOrder, first=first, last=last)
+        if last and last < first:
+            message = f"nothing can be in this archive: --to {last} is before --from {first}"
+            raise InvalidRequest(message)
+        if out.exists() and not out.is_dir():
+            message = f"{out} is a file, and an archive is a folder of several; name a folder with --out"
+            raise InvalidRequest(message)
         if url or responder.find(settings.data) is not None:
             with open_service(settings.data, url, as_file, case) as service:
                 last = service.order("/archives", order, Archived).last
@@ -60,7 +67,8 @@ def _write(settings: Settings, out: Path, first: int, last: int, *, as_json: boo
 
     async def written() -> "archives.Manifest":
         credentials = settings.nats_credentials
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        screen = Console(stderr=True)
+        with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
             bar = progress.add_task("archiving", total=None)
             async with open_trail(settings.data, nats_url=settings.nats_url, nats_credentials=credentials) as trail:
                 return await archives.write(

@@ -23,8 +23,20 @@ from tasktrail.projections.tlog.offline import EXIT, checked, show
 from tasktrail.projections.tlog.offline_checks import Bad, printable, read_json, unpacked
 from tasktrail.services.bundle_orders import COUNT_HEADER, ENTRY_HEADER, SHA256_HEADER, SIZE_HEADER, BundleOrder
 from tasktrail.services.cli import EXIT_USAGE, complain
-from tasktrail.services.sources import CONNECT_WITHIN_S, ServiceSource, Unreachable
-from tasktrail.services.terminal_service import As, Case, Data, Json, Reason, Url, ordered, print_json, say, service_as
+from tasktrail.services.sources import CONNECT_WITHIN_S, ServiceSource, Unreachable, encoded
+from tasktrail.services.terminal_service import (
+    As,
+    Case,
+    Data,
+    Json,
+    Reason,
+    Url,
+    ordered,
+    print_json,
+    say,
+    service_as,
+    told,
+)
 from tasktrail.services.terminal_service import task_of as read_task
 from tasktrail.services.whole_files import whole_file
 
@@ -109,14 +121,14 @@ def export(  # noqa: PLR0913 - one for each option
     note = read_json(unpacked(taken.data)["custody.json"]).get("note")
     if note:
         complain(printable(str(note)))
-    told = Written(
+    written = Written(
         file=str(out), sha256=taken.sha256, entry=taken.entry, entries=taken.entries, tree_size=taken.tree_size
     )
     if as_json:
-        print_json(told)
+        print_json(written)
         return
-    say(f"{out}: {told.entries} entries, proved by the checkpoint of size {told.tree_size}")
-    say(f"sha256 {told.sha256}, on the trail as entry {told.entry}")
+    say(f"{out}: {written.entries} entries, proved by the checkpoint of size {written.tree_size}")
+    say(f"sha256 {written.sha256}, on the trail as entry {written.entry}")
 
 
 @bundle.command()
@@ -139,6 +151,12 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check a bundle; needs no service: for each entry PROVEN, ASSERTED, REFUSED, MISSING or FAILED."""
+    with told():
+        for option, said in (*(("--key", one) for one in key or ()), *(("--witness", one) for one in witness or ())):
+            _require_key(option, said)
+        for path in checkpoint or ():
+            _require_file("--checkpoint", path, "a file with one checkpoint")
+        _require_file("FILE", file, "a bundle, which `tasktrail bundle export` writes")
     try:
         report = checked(file, key or [], witness or [], checkpoint or [])
     except (Bad, OSError, ValueError) as why:
@@ -146,6 +164,23 @@ def verify(
         raise typer.Exit(EXIT_USAGE) from None
     show(report, as_json=as_json)
     raise typer.Exit(EXIT[report["verdict"]])
+
+
+def _require_key(option: str, said: str) -> None:
+    """See that this may be a key. Raises InvalidRequest."""
+    if said.count("+") > 1 or Path(said).is_file():
+        return
+    message = f"{option} {said[:100]} is neither a public key, NAME+HASH+KEY, nor a file with one"
+    raise InvalidRequest(message)
+
+
+def _require_file(option: str, path: Path, what: str) -> None:
+    """See that this is a file. Raises InvalidRequest."""
+    if path.is_file():
+        return
+    why = "is a directory" if path.is_dir() else "is not there" if not path.exists() else "is no plain file"
+    message = f"{path} {why}; {option} names {what}"
+    raise InvalidRequest(message)
 
 
 class _Taken(NamedTuple):
@@ -167,7 +202,7 @@ class _Bundles(ServiceSource):
         answer = self._ask(
             "POST",
             "/api/v1/bundles",
-            content=_encoded(order),
+            content=encoded(order),
             headers={"Content-Type": "application/json"},
             timeout=httpx.Timeout(WITHIN_S, connect=CONNECT_WITHIN_S),
         )
@@ -178,14 +213,6 @@ class _Bundles(ServiceSource):
             message = f"the bundle from {self._url} did not arrive as it was made; nothing was kept. Try again"
             raise Unreachable(message)
         return _Taken(answer.content, said[0], said[1], int(said[2]), int(said[3]))
-
-
-def _encoded(order: BundleOrder) -> bytes:
-    try:
-        return msgspec.json.encode(order)
-    except UnicodeEncodeError:
-        message = "an option holds bytes that are no text in UTF-8"
-        raise InvalidRequest(message) from None
 
 
 def _kind(kinds: Mapping[str, object]) -> str:

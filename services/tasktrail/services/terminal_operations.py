@@ -27,6 +27,7 @@ from tasktrail.services.terminal_service import (
     Reason,
     Url,
     console,
+    one_of,
     ordered,
     print_json,
     say,
@@ -40,6 +41,13 @@ from tasktrail.services.terminal_service import (
 
 Tenant = Annotated[str, typer.Option("--tenant", help="Only this tenant's; default every tenant.")]
 Task = Annotated[str, typer.Argument(help="A task's reference or id; - reads it from standard input.")]
+
+_MEANT = {
+    "principal": "Was somebody else meant? `tasktrail query by_principal sub=…` shows whether the trail has the name",
+    "client": "Was another one meant? `tasktrail query by_client client_id=…` shows whether the trail has the name",
+    "token": "Was another one meant? `tasktrail query by_token token=…` shows whether it was ever used",
+}
+"""What to look at when a revocation concerns nothing: by its kind."""
 
 revoke = typer.Typer(help="Refuse somebody, or a handle, from now on.", no_args_is_help=True)
 grant = typer.Typer(help="Let somebody else use a handle, or end that.", no_args_is_help=True)
@@ -169,6 +177,8 @@ def _revoke(  # noqa: PLR0913, PLR0917 - what all its commands have
             say(f"revocation {done.revocation} names them already; nothing was recorded")
         else:
             say(f"revoked; {done.tasks} handles are concerned. To end it: tasktrail lift {done.revocation} --reason …")
+            if not done.tasks:
+                complain(f"no handle is theirs now; whoever comes by this from now on is refused. {_MEANT[done.kind]}")
 
 
 def lift(  # noqa: PLR0913 - one for each option
@@ -240,8 +250,14 @@ def cancel(  # noqa: PLR0913 - one for each option
     as_file: As = None,
 ) -> None:
     """Stop tasks; says what became of each, with the entry that proves it. Exit code 1 unless all were accepted."""
+    with told():
+        asked = words("task", nothing=True) if tasks == ["-"] else tasks
+    if not asked:
+        complain("nothing to cancel: standard input names no task")
+        if as_json:
+            print_json([])
+        return
     with service_as(data, url, as_file) as service:
-        asked = words("task") if tasks == ["-"] else tasks
         order = ordered(orders.CancelOrder, tasks=asked, reason=reason, case_id=case)
         became = service.order("/handles/cancel", order, list[orders.Became])
         if as_json:
@@ -263,7 +279,9 @@ def give_grant(  # noqa: PLR0913 - one for each option
     sub: Annotated[str, typer.Option(help="The grantee, as that issuer names it.")] = "",
     client_id: Annotated[str, typer.Option(help="Through this OAuth client.")] = "",
     tenant: Annotated[str, typer.Option(help="The grantee's tenant; default the task's.")] = "",
-    mode: Annotated[BindingMode, typer.Option(help="What of the grantee is compared.")] = BindingMode.EXACT,
+    mode: Annotated[
+        str, typer.Option(help=f"What of the grantee is compared: {', '.join(BindingMode)}.")
+    ] = BindingMode.EXACT.value,
     until: Annotated[
         datetime | None, typer.Option(formats=["%Y-%m-%dT%H:%M:%SZ"], help="In UTC; default the handle's own end.")
     ] = None,
@@ -282,7 +300,7 @@ def give_grant(  # noqa: PLR0913 - one for each option
             iss=iss,
             sub=sub,
             client_id=client_id,
-            mode=mode,
+            mode=one_of("--mode", mode, BindingMode),
             rights=right,
             until_ms=int(until.replace(tzinfo=UTC).timestamp() * 1000) if until else 0,
             reason=reason,

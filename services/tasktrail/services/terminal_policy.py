@@ -90,7 +90,7 @@ def _shown(text: str) -> str:
 
 @policy.command("explain")
 def explain_decision(  # noqa: PLR0913 - one for each option
-    entry: Annotated[str, typer.Argument(help="The id of an entry, as a timeline's --json shows it.")],
+    entry: Annotated[str, typer.Argument(help="The id of an entry, as `timeline --ids` shows it.")],
     *,
     today: Annotated[bool, typer.Option("--today", help="Under the policy of today, not the one of then.")] = False,
     case: Case = "",

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from tasktrail.events.errors import InvalidRequest
 from tasktrail.projections.audit.named import Kind
 from tasktrail.services.access.claims import digest
-from tasktrail.services.answer_files import FORMATS, write_answer
+from tasktrail.services.answer_files import FORMATS, chosen, write_answer
 from tasktrail.services.cli import complain
 from tasktrail.services.export_formats import PARQUET
 from tasktrail.services.exports import ExportOrder, shape_of
@@ -88,6 +88,9 @@ def query(  # noqa: PLR0913 - one for each option
     ] = None,
     as_json: Json = False,
     out: Out = None,
+    columns: Annotated[
+        str, typer.Option(help="Only these columns, in this order: a,b.", metavar="A,B", show_default=False)
+    ] = "",
     limit: Annotated[int, typer.Option(min=1, max=ROWS_MAX, help="Rows of one page.")] = ROWS_DEFAULT,
     after: Annotated[int, typer.Option(min=0, help="The next page: after this sequence.")] = 0,
     everything: Annotated[bool, typer.Option("--all", help="All pages, each recorded.")] = False,
@@ -105,7 +108,7 @@ def query(  # noqa: PLR0913 - one for each option
         typed = _typed(name, [*(param or ()), *(given or ())])
         question = Question(parameters=_parameters(name, typed), after=after, limit=ROWS_MAX if everything else limit)
         with open_queries(load(os.environ, data=data).data, url, as_file, case) as source:
-            pages = _pages(source, name, question, everything=everything)
+            pages = chosen(_pages(source, name, question, everything=everything), columns)
             last = write_answer(pages, shape, out, console())
             _tell_rest(source, last, typed)
 

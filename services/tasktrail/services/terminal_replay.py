@@ -1,7 +1,8 @@
 """`tasktrail replay rebuild | compare | play`, over Typer. See `replaying.py`.
 
 Guarantees: as `terminal.py`: a foreseen failure is one line on standard error and an exit code; with `--json`, standard
-output holds documents and nothing else; progress is shown on a terminal only. `register` adds them to an app.
+output holds documents and nothing else; progress is shown on a terminal only. A running service records who reads what
+before anything is read; without one the reading is on no record, and that is said. `register` adds them to an app.
 
     register(app)
 """
@@ -11,11 +12,11 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable
+from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Sequence
 from contextlib import aclosing
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 import typer
@@ -27,21 +28,35 @@ from tasktrail.events.errors import InvalidRequest
 from tasktrail.events.subjects import is_task_ref
 from tasktrail.projections.audit.timeline import Step, StepKind
 from tasktrail.projections.replay import Difference, Pace, Paced, Point, point, speed
-from tasktrail.services import replaying
+from tasktrail.services import replaying, responder
 from tasktrail.services.cli import EXIT_NOT_FOUND, complain
 from tasktrail.services.keyring import Keyring, KeyringError
+from tasktrail.services.operators import case_of
 from tasktrail.services.rendering import TailView, show
 from tasktrail.services.replay_comparing import Comparison, audit_file
 from tasktrail.services.replay_comparing import compare as compared
 from tasktrail.services.replaying import Source, Told
 from tasktrail.services.settings import Settings, load
-from tasktrail.services.terminal_service import As, Case, Data, Json, console, print_json, say, task_of, told
+from tasktrail.services.sources import NOT_RECORDED, open_service
+from tasktrail.services.statements import Replayable, ReplayOrder
+from tasktrail.services.terminal_service import (
+    As,
+    Case,
+    Data,
+    Json,
+    Url,
+    console,
+    ordered,
+    print_json,
+    say,
+    task_of,
+    told,
+)
 from tasktrail.services.trail_reading import TrailReader, open_trail
 from tasktrail.services.wording import lasted
 
-NOT_RECORDED = "read from the trail itself, not through the service: this reading is not recorded on the trail"
-
 T = TypeVar("T")
+Reading: TypeAlias = contextlib.AbstractAsyncContextManager[Source]
 replay = typer.Typer(
     help="Rebuild projections from the trail, compare the live ones with it, or watch it again.", no_args_is_help=True
 )
@@ -71,11 +86,14 @@ def rebuild(  # noqa: PLR0913 - one for each option
     bundle: Annotated[
         Path | None, typer.Option("--bundle", help="From this evidence bundle instead.", show_default=False)
     ] = None,
+    case: Case = "",
     as_json: Json = False,
     data: Data = None,
     nats: Nats = None,
+    url: Url = "",
+    as_file: As = None,
 ) -> None:
-    """Build projections from the trail alone, into a fresh place."""
+    """Build projections from the trail alone, into a fresh place; a running service records it."""
     with told():
         end = _point(to)
         if archive and bundle:
@@ -85,20 +103,25 @@ def rebuild(  # noqa: PLR0913 - one for each option
         for left in replaying.unfinished(into):
             complain(f"a rebuild that was killed left {left}; remove it when none is under way")
         settings = _settings(data, nats)
+        if kept is None:
+            order = ordered(ReplayOrder, doing="rebuild", end=to, projection="" if projection == "all" else projection)
+            recorded = _recorded(settings, order, url, as_file, case)
+            reading: Reading = _source(settings, recorded.last if recorded else None)
+        else:
+            complain(f"read from {kept.what}: this reading is not recorded on the trail")
+            reading = contextlib.nullcontext(kept)
         with _progress("replayed") as progress:
-            done = _run(_rebuilt(settings, kept, into, projection, end, progress))
+            done = _run(_rebuilt(reading, into, projection, end, progress))
         if as_json:
             print_json(done)
         else:
             _say_replayed(done, into)
 
 
-async def _rebuilt(  # noqa: PLR0913, PLR0917 - from where, where to, and what
-    settings: Settings, kept: Source | None, into: Path, projection: Which, end: Point | None, progress: Told
+async def _rebuilt(
+    reading: Reading, into: Path, projection: Which, end: Point | None, progress: Told
 ) -> replaying.Replayed:
-    if kept is None:
-        complain(NOT_RECORDED)
-    async with contextlib.nullcontext(kept) if kept else _source(settings) as source:
+    async with reading as source:
         if projection != "all":
             wanted: tuple[str, ...] = (projection,)
         else:
@@ -138,6 +161,8 @@ def compare_live(
     """Compare the live projections with the trail and name every difference. Exit code 1 when there is one."""
     with told():
         settings = _settings(data, nats)
+        if responder.find(settings.data) is None:
+            complain(_unrecorded(settings.data))
         with audit_file(settings.data, as_file, case) as audit, _progress("compared") as progress:
             found = _run(_compared(settings, audit, progress))
         if as_json:
@@ -187,11 +212,14 @@ def play(  # noqa: PLR0913 - one for each option
         str, typer.Option("--speed", metavar="SPEED", help="As many times faster, 10x, or max; default 1x.")
     ] = "",
     step: Annotated[bool, typer.Option("--step", help="Wait for Enter before each step.")] = False,
+    case: Case = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a line; no pauses.")] = False,
     data: Data = None,
     nats: Nats = None,
+    url: Url = "",
+    as_file: As = None,
 ) -> None:
-    """Watch the trail again as it was recorded, at its pace or faster."""
+    """Watch the trail again as it was recorded, at its pace or faster; a running service records who does."""
     with told():
         times = speed(speed_text) if speed_text else math.inf if as_json or step else 1.0
         if step and not sys.stdin.isatty():
@@ -199,12 +227,16 @@ def play(  # noqa: PLR0913 - one for each option
             raise InvalidRequest(message)
         asked = task_of(task) if task else ""
         settings = _settings(data, nats)
-        first, last = _point(begin), _point(to)
+        first, last = _range(begin, to)
         player = _Player(times, step=step, as_json=as_json)
-        complain(NOT_RECORDED)
-        found = _run(
-            _play_task(settings, asked, first, last, player) if asked else _play(settings, first, last, player)
-        )
+        order = ordered(ReplayOrder, doing="play", task=asked, begin=begin, end=to)
+        recorded = _recorded(settings, order, url, as_file, case)
+        reading = _source(settings, recorded.last if recorded else None)
+        if asked:
+            refs = [recorded.task_ref] if recorded else _references(settings.data, asked)
+            found = _run(_play_task(reading, refs, first, last, player))
+        else:
+            found = _run(_play(reading, first, last, player))
         if asked and found is None:
             complain("no task on this trail has this reference or id")
             raise typer.Exit(EXIT_NOT_FOUND)
@@ -213,11 +245,11 @@ def play(  # noqa: PLR0913 - one for each option
         complain(f"{player.steps} steps")
 
 
-async def _play(settings: Settings, first: Point | None, last: Point | None, player: "_Player") -> None:
+async def _play(reading: Reading, first: Point | None, last: Point | None, player: "_Player") -> None:
     with contextlib.ExitStack() as before:
         progress = before.enter_context(_progress("read"))
         async with (
-            _source(settings) as source,
+            reading as source,
             aclosing(replaying.played(source, begin=first, end=last, told=progress)) as batches,
         ):
             async for steps in batches:
@@ -226,12 +258,11 @@ async def _play(settings: Settings, first: Point | None, last: Point | None, pla
 
 
 async def _play_task(
-    settings: Settings, task: str, first: Point | None, last: Point | None, player: "_Player"
+    reading: Reading, refs: Sequence[str], first: Point | None, last: Point | None, player: "_Player"
 ) -> str | None:
-    """The reference that was played; None when nothing was ever recorded under it."""
-    refs = _references(settings.data, task)
+    """The reference that was played; None when nothing was ever recorded under any."""
     with _progress("read") as progress:
-        async with _source(settings) as source:
+        async with reading as source:
             ref, steps = await replaying.played_of(source, refs, begin=first, end=last, told=progress)
     await player.show(steps)
     return ref or None
@@ -314,12 +345,26 @@ async def _enter() -> None:
         raise KeyboardInterrupt
 
 
+def _recorded(settings: Settings, order: ReplayOrder, url: str, as_file: Path | None, case: str) -> Replayable | None:
+    """What the running service recorded of what is about to be read; None, and it is said, when none runs."""
+    case_of(case)
+    if url or responder.find(settings.data) is not None:
+        with open_service(settings.data, url, as_file, case) as service:
+            return service.order("/replays", order, Replayable)
+    complain(_unrecorded(settings.data))
+    return None
+
+
+def _unrecorded(data: Path) -> str:
+    return NOT_RECORDED.format(data=data).replace("its store", "its stream")
+
+
 @contextlib.asynccontextmanager
-async def _source(settings: Settings) -> AsyncGenerator[Source]:
+async def _source(settings: Settings, last: int | None) -> AsyncGenerator[Source]:
     from tasktrail.services.service import shown  # noqa: PLC0415 - the whole service; half a second
 
     async with _trail(settings) as trail:
-        yield replaying.TrailSource(trail, f"the trail of {shown(settings.nats_url) or settings.data}")
+        yield replaying.TrailSource(trail, f"the trail of {shown(settings.nats_url) or settings.data}", last)
 
 
 def _trail(settings: Settings) -> contextlib.AbstractAsyncContextManager[TrailReader]:
@@ -328,6 +373,17 @@ def _trail(settings: Settings) -> contextlib.AbstractAsyncContextManager[TrailRe
 
 def _settings(data: Path | None, nats: str | None) -> Settings:
     return load(os.environ, data=data, nats_url=nats)
+
+
+def _range(begin: str, to: str) -> tuple[Point | None, Point | None]:
+    """Where to begin and where to end. A sequence and a time cannot be compared before the trail is read."""
+    first, last = _point(begin), _point(to)
+    if (isinstance(first, int) and isinstance(last, int) and last < first) or (
+        isinstance(first, datetime) and isinstance(last, datetime) and last < first
+    ):
+        message = f"nothing lies between: --to {to[:60]} is before --from {begin[:60]}"
+        raise InvalidRequest(message)
+    return first, last
 
 
 def _point(text: str) -> Point | None:

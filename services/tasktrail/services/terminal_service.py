@@ -9,9 +9,8 @@ Guarantees: as `terminal.py`: a foreseen failure is one line on standard error a
 import contextlib
 import getpass
 import os
-import re
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -23,9 +22,11 @@ from tasktrail.events.errors import InvalidRequest, TasktrailError, Unavailable
 from tasktrail.projections.audit.sentences import printable
 from tasktrail.services.broker import BrokerError
 from tasktrail.services.cli import EXIT_INTERRUPTED, EXIT_NOT_FOUND, EXIT_UNAVAILABLE, EXIT_USAGE, complain
+from tasktrail.services.mistakes import mistake, not_one_of
 from tasktrail.services.orders import NoSuchTask
+from tasktrail.services.questions import NoSuchTenant
 from tasktrail.services.settings import load
-from tasktrail.services.sources import NotDone, ServiceSource, open_service
+from tasktrail.services.sources import NO_TEXT, NotDone, ServiceSource, encoded, open_service
 
 STDIN_BYTES_MAX = 256 * 1024
 
@@ -48,20 +49,18 @@ Case = Annotated[str, typer.Option("--case", envvar="TASKTRAIL_CASE", help="The 
 def ordered(kind: type[T], /, **members: object) -> T:
     """An order, checked as the service will check it: its members are named as the options are."""
     try:
-        return msgspec.convert(members, kind)
+        order = msgspec.convert(members, kind)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(_MEMBER.sub(_option, str(error))) from None
+        raise InvalidRequest(mistake(error, kind, members)) from None
+    encoded(order)
+    return order
 
 
-_MEMBER = re.compile(r"\$\.(\w+)")
-_OPTIONS = {"case_id": "--case", "rights": "--right", "token_hash": "--hash", "until_ms": "--until"}
-_ARGUMENTS = frozenset({"entry", "grant", "hold", "revocation", "task", "tasks", "text"})
-
-
-def _option(member: re.Match[str]) -> str:
-    """What a person typed where an order has this member."""
-    name = member[1]
-    return _OPTIONS.get(name) or (name.upper() if name in _ARGUMENTS else f"--{name.replace('_', '-')}")
+def one_of(option: str, said: str, allowed: Iterable[str]) -> str:
+    """What was said, which is one of these words. Raises InvalidRequest."""
+    if said in (words_ := tuple(allowed)):
+        return said
+    raise InvalidRequest(not_one_of(option, said, words_))
 
 
 def task_of(task: str) -> str:
@@ -83,15 +82,15 @@ def secret() -> str:
     return getpass.getpass("token to revoke: ").strip() if sys.stdin.isatty() else word("token")
 
 
-def words(what: str) -> Sequence[str]:
-    """The words on standard input, at least one."""
+def words(what: str, *, nothing: bool = False) -> Sequence[str]:
+    """The words on standard input, at least one unless there may be `nothing`."""
     source = sys.stdin.buffer
     said = (source.readline if source.isatty() else source.read)(STDIN_BYTES_MAX + 1)
     found = said.decode("utf-8", "replace").split()
     if len(said) > STDIN_BYTES_MAX:
         message = f"standard input holds more than {STDIN_BYTES_MAX // 1024} KiB; give a {what} in it"
         raise InvalidRequest(message)
-    if not found:
+    if not found and not nothing:
         message = f"standard input holds no {what}; nothing was done"
         raise InvalidRequest(message)
     return found
@@ -124,11 +123,14 @@ def told() -> Generator[None]:
     except BrokerError as error:
         complain(str(error))
         raise typer.Exit(EXIT_UNAVAILABLE) from None
-    except (NotDone, NoSuchTask) as error:
+    except (NotDone, NoSuchTask, NoSuchTenant) as error:
         complain(error.message)
         raise typer.Exit(EXIT_NOT_FOUND) from None
     except TasktrailError as error:
         complain(error.message)
+        raise typer.Exit(EXIT_USAGE) from None
+    except UnicodeEncodeError:
+        complain(NO_TEXT)
         raise typer.Exit(EXIT_USAGE) from None
     except OSError as error:
         if error.errno is None or isinstance(error, BrokenPipeError):  # not the system's, or `cli.main` ends quietly

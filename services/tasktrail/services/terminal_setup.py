@@ -1,4 +1,4 @@
-"""The commands for whoever runs tasktrail: `config show`, `config check` and `doctor`, over Typer.
+"""The commands for whoever runs tasktrail: `config show`, `config check`, `doctor` and `asyncapi`, over Typer.
 
 Guarantees: as `terminal.py`: a foreseen failure is one line on standard error and an exit code; with `--json`, standard
 output holds the document and nothing else. Nothing is started, written or changed. `register` adds them to an app.
@@ -18,7 +18,7 @@ import msgspec
 import typer
 
 from tasktrail.events.errors import TasktrailError
-from tasktrail.services.cli import EXIT_NOT_FOUND, EXIT_USAGE, complain
+from tasktrail.services.cli import EXIT_NOT_FOUND, EXIT_USAGE, complain, says_version
 from tasktrail.services.settings import check as problems
 from tasktrail.services.settings import effective
 
@@ -39,6 +39,13 @@ def register(app: typer.Typer) -> None:
     """Add these commands to `app`."""
     app.add_typer(config, name="config")
     app.command()(doctor)
+    app.command()(asyncapi)
+
+
+def asyncapi() -> None:
+    """Print what goes over NATS as an AsyncAPI 3.0 document: every command with its answer, and the signals."""
+    document = import_module("tasktrail.services.asyncapi").document
+    _print_json(document(says_version()))
 
 
 @config.command()

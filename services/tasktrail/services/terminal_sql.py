@@ -10,30 +10,46 @@ is printed holds no control character and, in CSV, no formula. `register` adds i
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
-from rich.table import Table as Grid
-from rich.text import Text
 
 from tasktrail.events.errors import InvalidRequest
+from tasktrail.projections.audit.store import AuditStore
 from tasktrail.services import responder
 from tasktrail.services.cli import EXIT_USAGE, complain
 from tasktrail.services.escaping import csv_line, json_line, visible
+from tasktrail.services.rendering import show
+from tasktrail.services.rendering_answers import RowsView
 from tasktrail.services.sandbox import Sandbox
 from tasktrail.services.settings import Settings, load
 from tasktrail.services.snapshots import copy_closed
 from tasktrail.services.sources import NOT_RECORDED, open_service
 from tasktrail.services.statements import SqlAnswer, SqlQuestion
-from tasktrail.services.terminal_service import STDIN_BYTES_MAX, As, Case, Data, Url, console, ordered, text_of, told
+from tasktrail.services.terminal_service import (
+    STDIN_BYTES_MAX,
+    As,
+    Case,
+    Data,
+    Url,
+    console,
+    one_of,
+    ordered,
+    text_of,
+    told,
+)
 
 WITHIN_S = 330.0
 """The longest a service may be configured to let a statement run, and what it takes besides."""
+EXIT_TERMINATED = 128 + signal.SIGTERM
+"""As a shell says of a process that SIGTERM ended."""
+TIMEOUT_MAX_S = 3_600
 _PARTS = 2
 
 
@@ -57,9 +73,11 @@ def sql(  # noqa: PLR0913 - one for each option
     file: Annotated[Path | None, typer.Option("--file", help="File with the statement instead.")] = None,
     param: Annotated[list[str] | None, typer.Option(help="name=value for $name in it; may be repeated.")] = None,
     tenant: Annotated[str, typer.Option(help="Only this tenant's rows are there to be read.")] = "",
-    shape: Annotated[Shape, typer.Option("--format", help="How to print the answer.")] = Shape.TABLE,
+    form: Annotated[str, typer.Option("--format", help=f"{', '.join(Shape)}.")] = Shape.TABLE.value,
     limit_rows: Annotated[int, typer.Option(min=0, help="At most so many rows; default what is configured.")] = 0,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds it may take; default what is configured.")] = 0,
+    timeout: Annotated[
+        float, typer.Option(min=0, max=TIMEOUT_MAX_S, help="Seconds it may take; default what is configured.")
+    ] = 0,
     case: Case = "",
     data: Data = None,
     url: Url = "",
@@ -67,6 +85,7 @@ def sql(  # noqa: PLR0913 - one for each option
 ) -> None:
     """Run one SELECT of your own on a copy of the audit store; recorded with its text."""
     with told():
+        shape = Shape(one_of("--format", form, Shape))
         question = ordered(
             SqlQuestion,
             sql=_text(statement, file),
@@ -79,7 +98,7 @@ def sql(  # noqa: PLR0913 - one for each option
         if url or responder.find(settings.data) is not None:
             answer = _ask(question, settings.data, url, as_file, case)
         else:
-            answer = asyncio.run(_run_here(question, settings))
+            answer = _here(question, settings)
             complain(NOT_RECORDED.format(data=settings.data))
         _show(answer, shape)
 
@@ -89,12 +108,22 @@ def _ask(question: SqlQuestion, data: Path, url: str, as_file: Path | None, case
         return service.order("/sql", question, SqlAnswer, WITHIN_S)
 
 
+def _here(question: SqlQuestion, settings: Settings) -> SqlAnswer:
+    try:
+        return asyncio.run(_run_here(question, settings))
+    except asyncio.CancelledError:
+        raise typer.Exit(EXIT_TERMINATED) from None
+
+
 async def _run_here(question: SqlQuestion, settings: Settings) -> SqlAnswer:
     """The same on the store of a stopped service, in the same sandbox."""
-    from tasktrail.services.free_sql import answer_of  # noqa: PLC0415 - the whole service; half a second
+    from tasktrail.services.free_sql import answer_of, require_tenant  # noqa: PLC0415 - the whole service; half a second
     from tasktrail.services.service import AUDIT_FILE  # noqa: PLC0415 - as above
 
     question.require_runnable()
+    _end_when_told()
+    with contextlib.closing(AuditStore.open(settings.data / AUDIT_FILE, read_only=True)) as store:
+        await asyncio.to_thread(require_tenant, store, question.tenant)
     with tempfile.TemporaryDirectory(prefix="tasktrail-sql-") as folder:
         copy = Path(folder) / "trail.duckdb"
         as_of = await asyncio.to_thread(copy_closed, settings.data / AUDIT_FILE, copy, question.tenant or None)
@@ -102,6 +131,13 @@ async def _run_here(question: SqlQuestion, settings: Settings) -> SqlAnswer:
             copy, question.sql, question.parameters, timeout_ms=question.timeout_ms, rows_max=question.limit
         )
     return answer_of(table, as_of, question.tenant)
+
+
+def _end_when_told() -> None:
+    """Have SIGTERM end what is under way as Ctrl-C does, so that the copy of the store is removed."""
+    doing = asyncio.current_task()
+    if doing is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, doing.cancel)
 
 
 def _text(statement: str, file: Path | None) -> str:
@@ -142,7 +178,8 @@ def _show(answer: SqlAnswer, shape: Shape) -> None:
             out.write(csv_line(names))
             out.writelines(csv_line(row) for row in answer.rows)
         case Shape.TABLE:
-            console().print(_grid(names, answer.rows))
+            columns = [(visible(name), one.type) for name, one in zip(names, answer.columns, strict=True)]
+            show(console(), RowsView(columns, [[_cell(value) for value in row] for row in answer.rows]))
     with contextlib.suppress(BrokenPipeError):
         out.flush()
     if answer.cut:
@@ -160,17 +197,8 @@ def _unique(names: list[str]) -> list[str]:
     return found
 
 
-def _grid(names: list[str], rows: list[list[Any]]) -> Grid:
-    grid = Grid(box=None, pad_edge=False, header_style="bold")
-    for name in names:
-        grid.add_column(Text(visible(name)), overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text(_cell(value)) for value in row))
-    return grid
-
-
-def _cell(value: object) -> str:
+def _cell(value: object) -> str | None:
     if value is None:
-        return "-"
+        return None
     text = value if isinstance(value, str) else json_line(value).decode("ascii").rstrip("\n")
     return visible(text)

@@ -1,5 +1,7 @@
 """The timekeeper: ends tasks whose time is over and cancellations that nobody confirmed, and shreds what was kept.
 
+It also hands the leases of workers that end to whoever deals with them (`leases`).
+
 Guarantees: timers are message schedules in the stream TIMERS (see `timers`), so they outlive this process and the
 broker; the stream is disposable, for what it lacks is set again from the current states at the next start. A timer is a
 caller with an identity of its own (`trigger: timer`), never the requestor's. Any number of timekeepers may run: setting
@@ -17,7 +19,7 @@ import contextlib
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from nats.aio.client import Client
@@ -40,7 +42,7 @@ from tasktrail.services.ledger import Ledger
 from tasktrail.services.settings import Settings
 from tasktrail.services.shredder import Shredder
 from tasktrail.services.states import States
-from tasktrail.services.timers import Timer, TimerStream, What, decode, pending, wanted
+from tasktrail.services.timers import OF_TASKS, Timer, TimerStream, What, decode, pending, wanted
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +64,10 @@ def _unsaid(_task: Task) -> Standing | None:
     return None
 
 
+async def _unheeded(_lease: Timer) -> int:
+    return 0
+
+
 class Timekeeper:
     """Sets timers of the states it is told, and deals with those that fire."""
 
@@ -75,9 +81,11 @@ class Timekeeper:
         shredder: Shredder,
         *,
         standing: Callable[[Task], Standing | None] = _unsaid,
+        lapsed: Callable[[Timer], Awaitable[int]] = _unheeded,
     ) -> None:
+        """`lapsed` deals with a lease that ended; it says in how many ms it wants it again, 0 for never."""
         self._js, self._ledger, self._states, self._settings = js, ledger, states, settings
-        self._shredder, self._standing = shredder, standing
+        self._shredder, self._standing, self._lapsed = shredder, standing, lapsed
         self._timers = TimerStream(nc, js)
         self._waiting: dict[str, Timer] = {}
         self._known: OrderedDict[str, int] = OrderedDict()
@@ -119,7 +127,7 @@ class Timekeeper:
 
     def _forget_unwanted(self, task_ref: str, needed: set[What]) -> None:
         """What a task no longer needs may fire and be dropped by any process; needed again, it is set again."""
-        for what in What:
+        for what in OF_TASKS:
             if what not in needed:
                 self._known.pop(pending(what, task_ref), None)
 
@@ -240,6 +248,8 @@ class Timekeeper:
         try:
             if timer is None:
                 _log.error("a message in %s is no timer; it is dropped", TIMERS)
+            elif timer.what is What.LEASE:
+                later_ms = await self._lapsed(timer)
             else:
                 later_ms = await self._fire(timer)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one, the others go on

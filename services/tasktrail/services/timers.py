@@ -2,7 +2,8 @@
 
 Guarantees: one timer of each kind for a task: setting it again moves it; what a timer fired stays in the stream until
 it was acknowledged. The subjects: `timer.<gen>.pending.<what>.<task_ref>` holds the schedule, which publishes to
-`timer.<gen>.fired.<what>.<task_ref>` when the broker's clock has reached it.
+`timer.<gen>.fired.<what>.<task_ref>` when the broker's clock has reached it. A worker's lease is a timer, too: its
+subjects end with `lease.<server>.<worker>`.
 
 Needs a stream with `allow_msg_schedules` and `allow_direct` (nats-server 2.12 or later); see `trail.timers`.
 
@@ -11,6 +12,7 @@ Needs a stream with `allow_msg_schedules` and `allow_direct` (nats-server 2.12 o
         await timers.set(timer)
 """
 
+import re
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -19,7 +21,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext, api
 from nats.js.errors import NotFoundError
 
-from tasktrail.events.subjects import GENERATION, TIMERS, is_task_ref
+from tasktrail.events.subjects import GENERATION, TIMERS, is_task_ref, tenant_token
 from tasktrail.projections.current import State
 from tasktrail.services.clock import rfc3339
 from tasktrail.services.lifetime import shred_at_ms
@@ -46,33 +48,47 @@ class What(StrEnum):
     EXPIRE = "expire"  # the handle ends
     UNCONFIRMED = "unconfirmed"  # nobody confirmed a cancellation
     SHRED = "shred"  # the payloads' retention ends
+    LEASE = "lease"  # a worker's lease ends
+
+
+OF_TASKS = (What.EXPIRE, What.UNCONFIRMED, What.SHRED)
 
 
 class Timer(msgspec.Struct, frozen=True, kw_only=True):
-    """One timer of one task, due at an epoch millisecond of the Ledger's clock."""
+    """One timer of one task, due at an epoch millisecond of the Ledger's clock.
+
+    A lease is of a `worker` of an MCP server instead, and of no task.
+    """
 
     what: What
     tenant: str
     task_ref: str
     due_ms: int
+    server: str = ""
+    worker: str = ""
 
     @property
     def pending(self) -> str:
         """The subject of its schedule."""
-        return pending(self.what, self.task_ref)
+        return pending(self.what, self._whose)
 
     @property
     def fired(self) -> str:
         """The subject that it fires to."""
-        return f"timer.{GENERATION}.fired.{self.what}.{self.task_ref}"
+        return f"timer.{GENERATION}.fired.{self.what}.{self._whose}"
+
+    @property
+    def _whose(self) -> str:
+        return self.task_ref if self.what is not What.LEASE else f"{tenant_token(self.server)}.{self.worker}"
 
 
-def pending(what: What, task_ref: str) -> str:
-    """The subject of the schedule of a task's timer of this kind."""
-    return f"timer.{GENERATION}.pending.{what}.{task_ref}"
+def pending(what: What, whose: str) -> str:
+    """The subject of the schedule of a task's, or a worker's, timer of this kind."""
+    return f"timer.{GENERATION}.pending.{what}.{whose}"
 
 
 _timer = msgspec.json.Decoder(Timer)
+_WORKER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def wanted(state: State, settings: Settings) -> tuple[Timer, ...]:
@@ -95,6 +111,8 @@ def decode(body: bytes) -> Timer | None:
         timer = _timer.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+    if timer.what is What.LEASE:
+        return timer if timer.server and _WORKER.fullmatch(timer.worker) else None
     return timer if is_task_ref(timer.task_ref) else None
 
 
@@ -117,6 +135,8 @@ class TimerStream:
     async def lacking(self, timers: Iterable[Timer]) -> list[Timer]:
         """Those of these timers that are neither set for their time nor fired and waiting to be dealt with.
 
+        A lease is not lacking, whatever it is set for.
+
         Raises:
             nats.errors.Error, TimeoutError: the stream is not there or does not answer.
         """
@@ -127,9 +147,22 @@ class TimerStream:
             there = await self._bodies([subject for timer in some for subject in (timer.pending, timer.fired)])
             for timer in some:
                 held = decode(there.get(timer.pending, b""))
-                if timer.fired not in there and (held is None or held.due_ms != timer.due_ms):
+                moved = held is None or (held.due_ms != timer.due_ms and timer.what is not What.LEASE)
+                if timer.fired not in there and moved:
                     found.append(timer)
         return found
+
+    async def is_set(self, timer: Timer) -> bool:
+        """Whether its schedule is there and has not fired, as the stream's leader says.
+
+        Raises:
+            nats.errors.Error: the stream is not there or does not answer.
+        """
+        try:
+            await self._js.get_last_msg(TIMERS, timer.pending, direct=False)
+        except NotFoundError:
+            return False
+        return True
 
     async def _bodies(self, subjects: list[str]) -> dict[str, bytes]:
         """The last message of each of these subjects that has one, by one direct request."""

@@ -2,7 +2,7 @@
 
 Guarantees: nothing is created or changed except by `create`, which an operator asks for (`tasktrail init`) or an
 embedded start does in a directory without its marker; `differences` says what is missing or not as it should be.
-CURRENT and TIMERS are disposable: both come back from the trail, so they may be made anew at any time.
+CURRENT, TIMERS and WORK are disposable: they come back from the trail, so they may be made anew at any time.
 Needs JetStream API level 4 (nats-server 2.14 or later).
 
     await create(js, replicas=1)
@@ -14,7 +14,7 @@ from typing import Any
 from nats.js import JetStreamContext, api
 from nats.js.errors import NotFoundError
 
-from tasktrail.events.subjects import CURRENT, GENERATION, KEYS, PAYLOADS, TIMERS, TRAIL
+from tasktrail.events.subjects import CURRENT, GENERATION, KEYS, PAYLOADS, TIMERS, TRAIL, WORK
 
 DUPLICATE_WINDOW_S = 120.0
 """How long JetStream knows a message id: well above the time the Ledger resolves an unconfirmed write."""
@@ -57,6 +57,7 @@ def desired(replicas: int = 1) -> dict[str, api.StreamConfig]:
         ),
         KV_STREAM: current_bucket(replicas),
         TIMERS: timers(replicas),
+        WORK: work(replicas),
         OBJECT_STREAM: api.StreamConfig(
             name=OBJECT_STREAM,
             description="tasktrail: sealed payloads too large for an entry",
@@ -112,6 +113,22 @@ def timers(replicas: int = 1) -> api.StreamConfig:
     )
 
 
+def work(replicas: int = 1) -> api.StreamConfig:
+    """The stream of work that waits for a worker: one message for each task, gone once somebody took it."""
+    return api.StreamConfig(
+        name=WORK,
+        description="tasktrail: work that lost its worker, put again from the current states when lost",
+        subjects=[f"work.{GENERATION}.>"],
+        storage=api.StorageType.FILE,
+        num_replicas=replicas,
+        retention=api.RetentionPolicy.WORK_QUEUE,
+        max_msgs_per_subject=1,
+        discard=api.DiscardPolicy.OLD,
+        allow_direct=True,
+        duplicate_window=DUPLICATE_WINDOW_S,
+    )
+
+
 async def create(js: JetStreamContext, *, replicas: int = 1, only: frozenset[str] = frozenset()) -> list[str]:
     """Create the streams that do not exist (all, or those of `only`); existing ones are never touched. Names made."""
     made: list[str] = []
@@ -139,7 +156,7 @@ _COMPARED = (
     "allow_msg_schedules",
     "allow_msg_ttl",
 )
-_LOST = {TRAIL: "entries", KEYS: "keys of tasks", TIMERS: "timers"}
+_LOST = {TRAIL: "entries", KEYS: "keys of tasks", TIMERS: "timers", WORK: "work that waits"}
 _LIMITS = ("max_msgs", "max_bytes", "max_age")
 
 

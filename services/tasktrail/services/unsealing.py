@@ -48,7 +48,7 @@ class Shredded(TasktrailError):
 
 
 class NoSuchPayload(TasktrailError):
-    """The task has no payload of this name; the message lists those it has."""
+    """The task has no payload of this name. Which it has is said to who may read the trail, by the timeline."""
 
     http_status = 404
     reason = "no_such_payload"
@@ -208,10 +208,10 @@ def _wanted(sealed: Sequence[_Sealed], names: Sequence[str]) -> list[_Sealed]:
     Raises:
         NoSuchPayload, TooLarge: see there.
     """
-    there = dict.fromkeys(one.commitment.name for one in sealed)
+    there = {one.commitment.name for one in sealed}
     missing = [name for name in names if name not in there]
     if missing:
-        message = f"the task has no payload {missing[0][:64]!r}; it has: {', '.join(there) or 'none'}"
+        message = f"the task has no payload {missing[0][:64]!r}; its timeline names those it has"
         raise NoSuchPayload(message)
     found = [one for one in sealed if (one.commitment.name in names if names else one.commitment.name != HANDLE)]
     size = sum(one.commitment.size for one in found)

@@ -30,15 +30,20 @@ from tasktrail.services.connection import Connection
 from tasktrail.services.exporting import Exporting
 from tasktrail.services.free_sql import FreeSql
 from tasktrail.services.handing_out import HandingOut
-from tasktrail.services.http import bundling, querying, sql, unsealing
+from tasktrail.services.http import bundling, ingest, querying, sql, unsealing
 from tasktrail.services.http.app import create_app
+from tasktrail.services.http.described import described
 from tasktrail.services.http.edge import Hosts
+from tasktrail.services.http.endpoint import Endpoint
+from tasktrail.services.http.endpoint_results import Earlier
 from tasktrail.services.http.log import log_routes, tlog
 from tasktrail.services.http.operating import routes
 from tasktrail.services.http.server import Server
+from tasktrail.services.ingesting import Ingesting
 from tasktrail.services.querying import Querying
 from tasktrail.services.reading import Reading
 from tasktrail.services.sandbox import Sandbox
+from tasktrail.services.servers import Servers
 from tasktrail.services.service import ADAPTER_FILE, Service, make_keys, shown
 from tasktrail.services.settings import Settings
 from tasktrail.services.snapshots import SNAPSHOTS, Snapshots
@@ -77,7 +82,9 @@ async def _serve(settings: Settings, console: Console, *, demo: bool) -> int:
         snapshots = Snapshots(service.auditor.store, settings.data / SNAPSHOTS)
         stack.push_async_callback(snapshots.close)
         token = responder.open_token(settings.data)
+        ingesting = Ingesting(service.desk, service.moved)
         hosts = Hosts(settings.host, settings.hosts)
+        earlier = Earlier(service.desk, service.moved, service.keyring.ref)
         app = create_app(
             Reading(service),
             token=token,
@@ -90,7 +97,14 @@ async def _serve(settings: Settings, console: Console, *, demo: bool) -> int:
                 *querying.routes(Querying(service), Exporting(service)),
                 *bundling.routes(Bundling(service)),
             ],
-            beside=[tlog(service.notary)],
+            beside=[
+                tlog(service.notary),
+                described(version("tasktrail")),
+                ingest.router(ingesting, payload_max_bytes=settings.payload_max_bytes),
+            ],
+            servers=_servers(settings),
+            endpoint=_endpoint(service, earlier),
+            closing=[ingesting.close, earlier.close],
             version=version("tasktrail"),
         )
         server = await Server.start(app, host=settings.host, port=settings.port)
@@ -103,6 +117,17 @@ async def _serve(settings: Settings, console: Console, *, demo: bool) -> int:
         if demo and not stopping.is_set():
             stack.push_async_callback(asyncio.to_thread, end_child, _start_demo(settings), _DEMO_STOP_S)
         return await _until_stopped(service, stopping, console)
+
+
+def _servers(settings: Settings) -> Servers:
+    """The MCP servers that may feed this over HTTP; all of them by one token while none is configured."""
+    everyone = "" if settings.servers else responder.open_token(settings.data, responder.SERVER_TOKEN_FILE)
+    return Servers(settings.servers, everyone=everyone)
+
+
+def _endpoint(service: Service, earlier: Earlier) -> Endpoint:
+    """What answers `tasks/*` in the MCP servers' stead."""
+    return Endpoint(service.desk, service.callers, earlier, payload_max_bytes=service.settings.payload_max_bytes)
 
 
 def _responding(service: Service, snapshots: Snapshots) -> list[HTTPRouteHandler]:
@@ -137,6 +162,8 @@ def _introduce(console: Console, settings: Settings, service: Service, server: S
         "Feed it from an MCP server:",
         f'  tasks = Tasks.connect("{target}", tools={{"my_tool": "optional"}})',
         '  mcp = MCPServer("my-server", extensions=[tasks], lifespan=tasks.lifespan)',
+        f"From any other, in any language: {server.url}/ingest/v1"
+        + ("" if settings.servers else f"  (token in {settings.data / responder.SERVER_TOKEN_FILE})"),
         "Look at it:",
         f"  {command} tasks --data {settings.data}",
         f"  {command} tail --data {settings.data}",

@@ -19,7 +19,6 @@ import msgspec
 from tasktrail.events.errors import InvalidRequest
 from tasktrail.events.subjects import TRAIL
 from tasktrail.projections.audit.columns import Message
-from tasktrail.projections.audit.comparison import differences
 from tasktrail.projections.audit.errors import (
     AuditStoreError,
     StoreBusy,
@@ -28,16 +27,20 @@ from tasktrail.projections.audit.errors import (
     StoreTooOld,
 )
 from tasktrail.projections.audit.store import AuditStore, Position
+from tasktrail.projections.replay_rows import in_words, row_differences
 from tasktrail.projections.tlog.findings import Finding, Kind, Verdict, found, with_more
 from tasktrail.projections.tlog.verification import Verification
 from tasktrail.services import archive
 from tasktrail.services.bucket_reading import Fold
+from tasktrail.services.keyring import Keyring
 from tasktrail.services.log_reading import Trusted, WrongKey, check_files, read_checkpoints, read_log
 from tasktrail.services.replay_comparing import audit_file
-from tasktrail.services.trail_reading import TrailReader, open_trail
+from tasktrail.services.trail_reading import NoTrailHere, TrailReader, open_trail
 
 BATCH = 2_000
 APPEND = 8_000
+ROWS_MAX = 100
+"""Rows of one table of the audit store that are named as different, at most."""
 
 Progress = Callable[[str, int, int], None]
 """What is being done, how much of it is done, and how much there is (0: not known)."""
@@ -73,6 +76,7 @@ async def verify(order: Order, progress: Progress = _quiet) -> Verdict:
         WrongKey, WrongCheckpoint: of what was given.
         NoTrailHere, Unavailable, BrokerError: the trail cannot be read.
     """
+    _require_place(order)
     trusted = Trusted.of(order.keys, order.data)
     given = [read_checkpoints(path, trusted) for path in order.checkpoints]
     elsewhere = [one for kept in given for one in kept.known]
@@ -102,6 +106,18 @@ async def verify(order: Order, progress: Progress = _quiet) -> Verdict:
         key=f"{trusted.named()} ({trusted.source})",
         entry_key=f"{verdict.entry_key} ({how})" if verdict.entry_key else "none",
     )
+
+
+def _require_place(order: Order) -> None:
+    """See that there is something to verify where the order says.
+
+    Raises:
+        NoTrailHere: no service ever ran there, and nothing else is named to verify.
+    """
+    elsewhere = order.keys and (order.nats_url or order.archive is not None)
+    if not elsewhere and not (order.data / "tlog").is_dir() and not Keyring.exists(order.data):
+        message = f"no tasktrail data in {order.data}; name the data directory of the service with --data"
+        raise NoTrailHere(message)
 
 
 def _of_archive(folder: Path, checking: Verification, progress: Progress) -> Verdict:
@@ -259,13 +275,13 @@ class _Projections:
             behind = last_seq - position
             self.not_checked.append(f"audit store: of {last_seq} entries the last {behind}, which it had not read yet")
         try:
-            rows = differences(kept, self._scratch)
+            rows = list(row_differences(kept, self._scratch, most=ROWS_MAX))
         except AuditStoreError as error:
             self.findings.append(found(Kind.DERIVED, None, error.message))
             return
         for one in rows:
             index = None if one.stream_seq is None else one.stream_seq - 1
-            self.findings.append(found(Kind.DERIVED, index, f"audit store: {one.what}"))
+            self.findings.append(found(Kind.DERIVED, index, f"audit store: {in_words(one)}", one.task_ref or ""))
 
     async def _compare_states(self, fold: Fold, trail: TrailReader) -> None:
         states, position = await fold.differences(trail.nc, trail.created)

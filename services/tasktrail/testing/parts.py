@@ -21,24 +21,30 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext, api
 
 from tasktrail.events.subjects import TRAIL
+from tasktrail.projections.current import State
 from tasktrail.services import trail
 from tasktrail.services.access.asking import Checks
 from tasktrail.services.access.callers import Callers
 from tasktrail.services.access.desk import Desk
 from tasktrail.services.access.gate import Gate
 from tasktrail.services.access.limits import Limits
+from tasktrail.services.access.losing import Losing
 from tasktrail.services.access.payloads import Payloads
 from tasktrail.services.access.policy import Policies
 from tasktrail.services.access.recorder import Recorder
 from tasktrail.services.access.work import Work
 from tasktrail.services.connection import Connection
+from tasktrail.services.definitions import Definitions
 from tasktrail.services.fetching import fetch
 from tasktrail.services.governance import Governance
+from tasktrail.services.inventory import Inventory
 from tasktrail.services.keyring import Keyring
+from tasktrail.services.leases import Leases
 from tasktrail.services.ledger import Ledger
 from tasktrail.services.sealing import Vault
 from tasktrail.services.settings import Settings
 from tasktrail.services.states import States
+from tasktrail.services.work_queue import WorkQueue
 from tasktrail.testing.memory import Stored
 from tasktrail.testing.scenario import NOW_MS
 
@@ -79,6 +85,8 @@ class Parts(msgspec.Struct, kw_only=True):
     desk: Desk
     governance: Governance
     policies: Policies
+    leases: Leases
+    queue: WorkQueue
 
 
 @contextlib.asynccontextmanager
@@ -114,7 +122,32 @@ async def parts(
         stack.push_async_callback(callers.close)
         checks = Checks(callers, governance, policies, Limits(settings.limits, ledger.now))
         gate = Gate(ledger, states, keyring, payloads, recorder, checks, settings)
-        work = Work(ledger, states, payloads, recorder, governance, policies)
+        inventory = Inventory(keyring.pseudonym)
+        definitions = Definitions(ledger, states)
+        stack.push_async_callback(definitions.stop)
+
+        def made(state: State) -> None:
+            inventory.observe(state)
+            definitions.observe(state)
+
+        gate.on_created, gate.owned, gate.parents.of_run = made, inventory.open_to, inventory.of_run
+        queue = WorkQueue(nc, js, embedded=True)
+
+        def observe(state: State) -> None:
+            leases.observe(state)
+            queue.observe(state)
+
+        losing = Losing(
+            ledger,
+            states,
+            payloads,
+            reruns_max=settings.reruns_max,
+            standing=lambda task: governance.standing(task, ledger.now()),
+            observe=observe,
+        )
+        leases = Leases(nc, js, ledger.now, lease_ms=settings.worker_lease_ms, lose=losing.lapsed)
+        work = Work(ledger, states, payloads, recorder, governance, policies, losing, leases, queue)
+        gate.on_defined = work.on_defined = definitions.seen
         yield Parts(
             nc=nc,
             js=js,
@@ -129,6 +162,8 @@ async def parts(
             desk=Desk(gate, work),
             governance=governance,
             policies=policies,
+            leases=leases,
+            queue=queue,
         )
 
 

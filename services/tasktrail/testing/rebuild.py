@@ -23,9 +23,9 @@ from tasktrail.events.errors import TasktrailError
 from tasktrail.events.subjects import TRAIL, kind_of, task_subject
 from tasktrail.projections import current
 from tasktrail.projections.audit.columns import Message
-from tasktrail.projections.audit.comparison import differences
 from tasktrail.projections.audit.store import AuditStore
 from tasktrail.projections.current import State
+from tasktrail.projections.replay_rows import in_words, row_differences
 from tasktrail.services.bucket_reading import read_bucket
 from tasktrail.services.fetching import fetch
 from tasktrail.services.keyring import Keyring
@@ -169,4 +169,4 @@ def audit_differences(kept: Path, book: Book, scratch: Path) -> list[str]:
         store.append(held[start : start + APPEND])
     store.close()
     found = [] if position == book.last_seq else [f"the audit store is at {position}, the trail at {book.last_seq}"]
-    return found + [one.what for one in differences(kept, rebuilt)]
+    return found + [in_words(one) for one in row_differences(kept, rebuilt)]

@@ -41,6 +41,8 @@ from tasktrail.events.facts import (
     TaskFailed,
     TaskResumed,
     TaskSupport,
+    WorkerLost,
+    WorkTaken,
 )
 from tasktrail.events.task import Outcome, Task, outcome_of, replay
 
@@ -130,6 +132,16 @@ def cancel_requested() -> CancelRequested:
 def cancelled(reason: str = "requested") -> TaskCancelled:
     """The task stopped."""
     return TaskCancelled(at_ms=NOW_MS + 4, reason=reason)
+
+
+def worker_lost(worker: str = "w1", *, rerun: bool = True) -> WorkerLost:
+    """The process doing the work went away."""
+    return WorkerLost(at_ms=NOW_MS + 1, cause="lease", worker=worker, rerun=rerun)
+
+
+def taken(worker: str = "w2", attempt: int = 2) -> WorkTaken:
+    """Another process took the work."""
+    return WorkTaken(at_ms=NOW_MS + 2, worker=worker, attempt=attempt)
 
 
 def expired() -> TaskExpired:

@@ -27,9 +27,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from tasktrail.events.subjects import tenant_token
 from tasktrail.services.connection import Connection
 from tasktrail.services.responder import Running, read_token
-from tasktrail.services.service import ADAPTER_FILE
+from tasktrail.services.service import ADAPTER_FILE, SERVERS_DIRECTORY
 
 T = TypeVar("T")
 
@@ -180,9 +181,10 @@ class UpProcess:
         os.kill(pid, signal.SIGKILL)
         return pid
 
-    def adapter(self) -> Connection:
-        """How an MCP server's adapter connects."""
-        return Connection.from_text(str(self.data / ADAPTER_FILE))
+    def adapter(self, server: str = "") -> Connection:
+        """How an MCP server's adapter connects: by the login of its own, if the configuration names this server."""
+        own = self.data / SERVERS_DIRECTORY / f"{tenant_token(server)}.json"
+        return Connection.from_text(str(own if server and own.exists() else self.data / ADAPTER_FILE))
 
     def admin(self) -> Connection:
         """How the service itself connects: may do everything."""

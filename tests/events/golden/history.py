@@ -2,7 +2,7 @@
 
 Written once for a release, never again; `test_golden.py` replays all copies for ever. The next release's:
 
-    uv run python tests/events/golden/history.py 0.3.0
+    uv run python tests/events/golden/history.py 0.4.0
 """
 
 import sys
@@ -177,12 +177,30 @@ async def written() -> Story:
     story.do("lose", decide.LoseWorker(id="l4", cause="shutdown", error=sealed("error"), code=-32603), worker())
     story.do("late", create("c5"))
     story.do("late", ask("a5", "a"), worker())
+    handed_on(story)
     await looked_at(story, talk)
     await governed(story)
     story.at_ms += TTL_MS
     story.do("late", decide.ExpireTask(id="timer:expire"), timer())
     story.do("talk", decide.ExpireTask(id="timer:expire"), timer())
     return story
+
+
+def handed_on(story: Story) -> None:
+    """A task that outlives its workers, and one that does not."""
+    of_worker = {"on_worker_lost": facts.OnWorkerLost.RERUN, "worker": "w-1", "tool_sha256": "t" * 64}
+    parent = story.do("again", create("c8", **of_worker))
+    lost = decide.LoseWorker(id="l8", cause="lease", error=sealed("error"), code=-32603, reruns_max=1, worker="w-1")
+    story.do("again", lost, timer())
+    story.do("again", decide.CompleteTask(id="e8", result=sealed("result"), worker="w-1"), worker())
+    story.do("again", decide.TakeWork(id="t8", worker="w-2", tool_sha256="u" * 64), worker())
+    story.do("again", decide.CompleteTask(id="f8", result=sealed("result"), worker="w-2", attempt=2), worker())
+    story.do("given up", create("c9", parent=parent, **of_worker))
+    for number, name in enumerate(("w-1", "w-2"), 1):
+        gone = msgspec.structs.replace(lost, id=f"l9-{number}", cause="shutdown", worker=name, attempt=number)
+        story.do("given up", gone, worker())
+        if number == 1:
+            story.do("given up", decide.TakeWork(id="t9", worker="w-2"), worker())
 
 
 async def looked_at(story: Story, talk: str) -> None:

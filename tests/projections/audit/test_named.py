@@ -42,6 +42,9 @@ QUESTIONS = {
     "policies",
     "revocations",
     "gaps",
+    "children",
+    "definitions",
+    "orphans",
 }
 
 
@@ -61,7 +64,7 @@ def test_a_query_and_each_of_its_parameters_are_documented_as_its_file_says(quer
     assert " ".join(query.description.split()) in told
     for one in query.parameters:
         needed = "required" if one.required else one.default or ""
-        assert f"| `{one.name}` | {one.kind} | {needed} | {one.what} |".replace("|  |", "| |") in told
+        assert f"| `{one.name}` | {one.type} | {needed} | {one.what} |".replace("|  |", "| |") in told
     if query.one_of:
         assert f"Exactly one of {', '.join(f'`{name}`' for name in query.one_of)}." in told
 
@@ -75,7 +78,7 @@ def test_the_page_documents_no_query_that_is_not_there() -> None:
 def test_a_query_keeps_to_one_tenant_and_to_its_page(query: NamedQuery) -> None:
     for name in ("tenant", "after", "as_of", "most"):
         assert f"${name}" in query.sql, f"{query.name}.sql leaves out ${name}"
-    assert 1 <= len(query.statements) <= 2
+    assert 1 <= len(query.statements) <= 3
 
 
 ALL = parse(
@@ -91,7 +94,8 @@ ALL = parse(
 -- $when time: when
 -- $live boolean: whether
 -- $task ref: which
-SELECT $text, $count, $seq, $when, $live, $task
+-- $part one of head, tail = head: which end
+SELECT $text, $count, $seq, $when, $live, $task, $part
 """,
 )
 
@@ -100,7 +104,8 @@ def test_the_head_of_a_file_says_what_it_answers_and_takes() -> None:
     assert (ALL.title, ALL.description) == ("What it answers", "More about it,\nand more.")
     assert ALL.parameters[0] == Parameter(name="text", kind=Kind.TEXT, required=True, what="some text, which goes on")
     assert ALL.parameters[1] == Parameter(name="count", kind=Kind.INTEGER, default="7", what="a number")
-    assert [one.kind.value for one in ALL.parameters] == ["text", "integer", "sequence", "time", "boolean", "ref"]
+    kinds = ["text", "integer", "sequence", "time", "boolean", "ref", "one of head, tail"]
+    assert [one.type for one in ALL.parameters] == kinds
 
 
 @pytest.mark.parametrize(
@@ -111,6 +116,8 @@ def test_the_head_of_a_file_says_what_it_answers_and_takes() -> None:
         "-- Title.\n-- $unused text: what\nSELECT 1",
         "-- Title.\n-- $a number: what\nSELECT $a",
         "-- Title.\n-- $a text what\nSELECT $a",
+        "-- Title.\n-- $a one of: what\nSELECT $a",
+        "-- Title.\n-- $a one of b, c = d: what\nSELECT $a",
         "-- Title.\n-- $tenant text: what\nSELECT $tenant",
         "-- Title.\n-- Exactly one of: b\n-- $a text: what\nSELECT $a",
         "-- Title.\nSELECT $page",
@@ -129,6 +136,7 @@ def test_values_are_read_by_their_kind_and_what_is_left_out_is_null_or_its_defau
         "when": "2026-11-22T19:00:00+01:00",
         "live": "false",
         "task": REF,
+        "part": "tail",
     }
     assert read_parameters(ALL, given_all) == {
         "text": "a'b",
@@ -137,6 +145,7 @@ def test_values_are_read_by_their_kind_and_what_is_left_out_is_null_or_its_defau
         "when": datetime(2026, 11, 22, 18),  # noqa: DTZ001 - the store's times are UTC without a zone
         "live": False,
         "task": REF,
+        "part": "tail",
     }
     assert read_parameters(ALL, {"text": "x"}) == {
         "text": "x",
@@ -145,10 +154,20 @@ def test_values_are_read_by_their_kind_and_what_is_left_out_is_null_or_its_defau
         "when": None,
         "live": None,
         "task": None,
+        "part": "head",
     }
 
 
-TAKES = "It takes text (text, required), count (integer), seq (sequence), when (time), live (boolean), task (ref)"
+def test_a_value_that_is_none_of_those_listed_is_refused_with_the_list() -> None:
+    """Else it answers with nothing, which reads as if nothing had happened."""
+    with pytest.raises(WrongParameters, match=r"part is 'middle'; it can be head, tail\. It takes .*part \(one of"):
+        read_parameters(ALL, {"text": "x", "part": "middle"})
+
+
+TAKES = (
+    "It takes text (text, required), count (integer), seq (sequence), when (time), live (boolean), task (ref), "
+    "part (one of head, tail)"
+)
 
 
 @pytest.mark.parametrize(

@@ -357,6 +357,30 @@ def test_gaps_of_the_tenant_and_of_the_service_are_shown_when_they_overlap_the_t
     ]
 
 
+def test_a_task_after_many_gaps_is_told_of_its_own(store: AuditStore) -> None:
+    """Source: docs/timeline.md, gaps; a bound on how many are told must not leave out those of the task's time."""
+    trail = Trail()
+    for at in range(1_001):
+        trail.note(control_subject("_"), "_", (gap(NOW_MS - 90_000 + at, NOW_MS - 80_000 + at),))
+    ref = trail.create()
+    trail.note(control_subject("_"), "_", (gap(NOW_MS, NOW_MS + 100),))
+    assert [one.stream_seq for one in told(store, trail, ref).gaps] == [1_003]
+
+
+def test_the_end_is_dated_by_the_last_entry_when_the_last_message_is_none(store: AuditStore) -> None:
+    """Source: docs/timeline.md, as_of_time."""
+    trail = Trail()
+    ref = trail.create()
+    before = told(store, trail, ref)
+    trail.put(task_subject("acme", ref), b"{}", "no-entry")
+    store.append(trail.messages)
+    after = store.timeline(ref)
+    assert after is not None
+    assert (before.as_of, after.as_of) == (1, 2)
+    assert before.as_of_time is not None
+    assert after.as_of_time == before.as_of_time
+
+
 def test_a_gap_after_the_end_says_that_only_accesses_can_be_missing(store: AuditStore) -> None:
     """What became of the task is chained: a crash loses folded accesses at most (design, section 1)."""
     trail = Trail()

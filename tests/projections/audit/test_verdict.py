@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.projections.audit.histories import NOW_MS, Trail, ana, operator, timer, worker
+from tests.projections.audit.histories import NOW_MS, Trail, ana, caller, operator, timer, worker
 from tests.projections.audit.test_store import CREATED, ENOUGH
 
 from tasktrail.events.authority import Authority, Binding, Client, Level, Principal, Standing
@@ -27,8 +27,8 @@ from tasktrail.events.decide import (
     StopTask,
 )
 from tasktrail.events.entry import encode
-from tasktrail.events.facts import SCANNED_IN_PART, GapFound, TaskPolled, TaskResumed
-from tasktrail.events.subjects import access_subject, control_subject, task_subject
+from tasktrail.events.facts import SCANNED_IN_PART, AccessDenied, GapFound, TaskPolled, TaskResumed
+from tasktrail.events.subjects import access_subject, control_subject, denied_subject, task_subject
 from tasktrail.projections.audit.store import AuditStore
 from tasktrail.projections.audit.timeline import Finding, Timeline, Verdict
 from tasktrail.projections.audit.verdict import CLEAN, Code
@@ -157,6 +157,32 @@ def undecided(trail: Trail, ref: str) -> None:
 
 def asserted(trail: Trail, ref: str) -> None:
     poll_as(trail, ref, ana(level=Level.ASSERTED))
+
+
+def came(address: str, which: str = "T1", level: Level = Level.ASSERTED) -> Authority:
+    """The creator, with this token, from an address which an MCP server saw."""
+    made = caller("ana", which, address=address)
+    assert made.request is not None
+    return msgspec.structs.replace(made, request=msgspec.structs.replace(made.request, address_level=level))
+
+
+def from_elsewhere(trail: Trail, ref: str) -> None:
+    """The same token, told apart from its first address: polls, an answer, and a run that was refused."""
+    for address in ("192.0.2.7", "203.0.113.66", "192.0.2.7", "2001:db8::1"):
+        poll_as(trail, ref, came(address))
+    refused = AccessDenied(
+        at_ms=NOW_MS, method="tasks/get", code=-32602, count=9, first_ms=1, last_ms=2, reasons={"x": 9}, refs={ref: 2}
+    )
+    trail.note(denied_subject("acme"), "acme", (refused,), authority=came("203.0.113.66"))
+
+
+def jti_from_elsewhere(trail: Trail, ref: str) -> None:
+    """An issuer's name for a token tells it as well as its digest does."""
+    for address in ("192.0.2.7", "p-3n5q"):
+        who = came(address)
+        assert who.credential is not None
+        credential = msgspec.structs.replace(who.credential, token_hash="")
+        poll_as(trail, ref, msgspec.structs.replace(who, credential=credential), count=1)
 
 
 def answered_by(**changes: object) -> Callable[[Trail, str], None]:
@@ -310,6 +336,21 @@ WRONG: dict[str, tuple[Callable[[Trail, str], None], list[tuple[Code, int, int, 
             )
         ],
     ),
+    "one token from several addresses": (
+        from_elsewhere,
+        [
+            (
+                Code.OTHER_ADDRESS,
+                3,
+                8,
+                "a token that came from 192.0.2.7 came from another address: 203.0.113.66 and 1 other",
+            )
+        ],
+    ),
+    "one token, by its id, from several addresses": (
+        jti_from_elsewhere,
+        [(Code.OTHER_ADDRESS, 3, 1, "a token that came from 192.0.2.7 came from another address: p-3n5q")],
+    ),
     "work while lapsed": (
         worked(Standing.LAPSED),
         [(Code.AUTHORITY_LAPSED, 4, 1, "the creator's authority had lapsed: completed with a result")],
@@ -393,6 +434,27 @@ def test_each_thing_that_is_wrong_is_found_and_nothing_else(store: AuditStore, c
 
 
 @pytest.mark.requirement("M6")
+def test_addresses_of_other_tokens_of_one_machine_or_only_claimed_are_no_finding(store: AuditStore) -> None:
+    """Honest traffic: a new token in a new place; `localhost` in both families; IPv4 on a socket for both; a word."""
+    trail = Trail()
+    ref = trail.create()
+    for who in (
+        came("192.0.2.7"),
+        came("::ffff:192.0.2.7"),
+        came("198.51.100.9", which="T2"),
+        came("127.0.0.1", which="T3"),
+        came("::1", which="T3"),
+        came("127.0.0.2", which="T3"),
+        came("203.0.113.66", level=Level.CLAIMED),
+        came(""),
+    ):
+        poll_as(trail, ref, who)
+    work(trail, ref)
+    close(trail, ref)
+    assert judged(store, trail, ref).clean
+
+
+@pytest.mark.requirement("M6")
 def test_a_verdict_on_a_part_of_the_history_says_so(store: AuditStore) -> None:
     trail = Trail()
     ref = trail.create()
@@ -429,7 +491,8 @@ def test_every_finding_is_documented_and_tested() -> None:
         assert f"| `{code.value}` |" in page, f"docs/timeline.md does not say what the finding {code.value} is"
     tested = {code for _, wanted in WRONG.values() for code, *_ in wanted}
     opened = {Code.STILL_LIVE, Code.CANCEL_PENDING, Code.HANDLE_OPENS, Code.NOT_SHREDDED, Code.INCOMPLETE}
-    assert set(Code) == tested | opened
+    in_correlation = {Code.DEFINITION_CHANGED}
+    assert set(Code) == tested | opened | in_correlation
 
 
 def test_text_of_somebody_elses_in_a_finding_is_made_printable(store: AuditStore) -> None:

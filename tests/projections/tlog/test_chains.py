@@ -1,7 +1,10 @@
 """What an entry says of itself against where it stands, and which signatures count. The campaign is in tests/tamper."""
 
+import random
+
+import msgspec
 import pytest
-from tests.projections.audit.histories import Trail
+from tests.projections.audit.histories import Trail, mixed
 from tests.tamper.trails import SERVICE, STRANGER, Signer, numbered
 
 from tasktrail.events.decide import CompleteTask, ReportStatus
@@ -80,6 +83,47 @@ def test_an_access_or_a_step_without_its_creation_is_unchained() -> None:
     messages = of_one_task()
     assert chained([messages[-2]]) == [("unchained", 0)]
     assert chained([messages[1]]) == [("unchained", 0)]
+
+
+def spoilt(messages: list[Message], draw: random.Random) -> list[Message]:
+    """A history with one to three things wrong in it: places, ids, members, events, bytes."""
+    made = list(messages)
+    for _ in range(draw.randrange(1, 4)):
+        at, other = draw.randrange(len(made)), draw.choice(messages)
+        message = messages[at]
+        entry = msgspec.json.decode(message.body)
+        theirs = msgspec.json.decode(other.body)
+        member = draw.choice(["v", "id", "tenant", "task_ref", "task_seq", "prev", "events"])
+        entry[member] = draw.choice([theirs.get(member, ""), 1, "", [], "a.b", [{"type": "Newer"}]])
+        made[at] = draw.choice(
+            [
+                other,
+                message._replace(subject=other.subject),
+                message._replace(subject=message.subject.replace(".1.", draw.choice([".2.", "..", "."]), 1)),
+                message._replace(msg_id=other.msg_id),
+                message._replace(body=msgspec.json.encode(entry)),
+                message._replace(body=message.body[: draw.randrange(len(message.body))]),
+            ]
+        )
+    return made
+
+
+def test_many_at_once_are_judged_as_each_alone() -> None:
+    """The quick look of `take_all` passes nothing that `take` finds, and leaves behind what `take` would."""
+    draw, kinds = random.Random(6), set[str]()  # noqa: S311 - the same cases each time are what is wanted
+    pool = [mixed(30, seed=seed).messages for seed in range(12)]
+    for _ in range(600):
+        messages = spoilt(draw.choice(pool), draw)
+        alone, together = list[Finding](), list[Finding]()
+        one_by_one, at_once = Chains(alone.append), Chains(together.append)
+        for index, message in enumerate(messages):
+            one_by_one.take(index, message, leaf(message.body))
+        cut = draw.randrange(len(messages))
+        leaves = at_once.take_all(0, messages[:cut]) + at_once.take_all(cut, messages[cut:])
+        assert together == alone
+        assert leaves == [leaf(message.body) for message in messages]
+        kinds |= {one.kind.value for one in alone}
+    assert kinds == {"changed", "duplicated", "unchained"}
 
 
 def signed(messages: list[Message], pinned: str = "") -> list[tuple[str, int | None]]:

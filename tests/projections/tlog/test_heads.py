@@ -25,6 +25,7 @@ from tasktrail.projections.tlog.heads import (
     bucket_hash,
     bucket_of,
     key_of,
+    map_root,
     record,
     verify_head,
 )
@@ -98,6 +99,18 @@ def test_the_root_is_that_of_the_definition(log: Log) -> None:
     assert log.heads.root() == root_of(messages(40))
     with Log.open(log.folder / "empty") as empty:
         assert empty.heads.root() == root_of([]) == EMPTY[DEPTH]
+
+
+def test_the_root_is_the_same_without_a_store() -> None:
+    """Of records in any order, several of them in one bucket, as a verification has them."""
+    messages_ = [Message(seq, f"trail.1.task.acme.{seq * 7 % 900}", b"%d" % seq) for seq in range(1, 1_500)]
+    last: dict[str, tuple[int, int, bytes]] = {}
+    for one in messages_:
+        last[one.subject] = (last.get(one.subject, (0,))[0] + 1, one.stream_seq, leaf(one.body))
+    records = [record(key_of(subject), *head) for subject, head in last.items()]
+    assert len({bucket_of(one) for one in records}) < len(records)
+    assert map_root(records) == map_root(records[::-1]) == root_of(messages_)
+    assert map_root([]) == EMPTY[DEPTH]
 
 
 @settings(max_examples=15, deadline=None)

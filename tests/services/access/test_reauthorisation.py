@@ -23,7 +23,6 @@ from tasktrail.events.facts import (
 )
 from tasktrail.services import messages
 from tasktrail.services.access.callers import operator_authority
-from tasktrail.services.access.gate import PUSHED
 from tasktrail.services.access.policy import schema_sha256, shipped
 from tasktrail.services.configuration import Tool
 from tasktrail.services.messages import WorkView
@@ -247,7 +246,7 @@ async def test_a_credential_that_has_ended_opens_nothing_whoever_vouches_for_it(
     who = lasting(rig, LASTS_S)
     made = await rig.create(who)
     await ask(rig, made.task_ref)
-    asked = messages.GetTask(caller=who, call=call(PUSHED), task_id=made.task_id)
+    asked = messages.GetTask(caller=who, call=call("notifications/tasks"), task_id=made.task_id)
 
     async def push(rig: Rig, _handle: str, _who: messages.Caller) -> object:
         return await rig.one.gate.get(asked, CHANNEL)

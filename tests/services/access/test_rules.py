@@ -12,6 +12,7 @@ from tasktrail.testing.scenario import ANA
 ALLOWING = {
     Rule.SERVER_RUNS_TASK,
     Rule.TIME_IS_UP,
+    Rule.LEASE_OVER,
     Rule.RETENTION_OVER,
     Rule.SERVICE_ITSELF,
     Rule.REPLACES_UNREADABLE,

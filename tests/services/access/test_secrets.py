@@ -86,6 +86,7 @@ def secrets() -> list[tuple[str, str]]:
         ("url_password", f"postgresql://ana:{body(12)}@db.example:5432/orders"),
         ("url_password", f"redis://:{body(12)}@cache.example"),
         ("tasktrail_token", responder.TOKEN_PREFIX + body(43, BASE64URL)),
+        ("tasktrail_token", responder.SERVER_TOKEN_PREFIX + body(43, BASE64URL)),
     ]
 
 

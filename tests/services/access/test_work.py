@@ -12,7 +12,7 @@ from tasktrail.events.errors import InvalidRequest, TaskNotFound
 from tasktrail.events.facts import AccessDenied, Status
 from tasktrail.services import messages
 from tasktrail.services.access.callers import Channel
-from tasktrail.services.access.work import LOST_CODE
+from tasktrail.services.access.losing import LOST_CODE
 from tasktrail.services.messages import WorkView
 from tasktrail.testing.parts import Parts
 

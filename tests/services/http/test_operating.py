@@ -171,7 +171,9 @@ async def test_grants_and_holds_are_given_and_ended(client: httpx.AsyncClient, u
     is_problem(await client.post("/grants/withdraw", json=withdraw), 409, "refused")
     held = done(await client.post("/holds", json={"task": A, "case_id": "C-7", **WHY}))
     release = {"task": A, "hold": held["id"], **WHY}
-    assert is_problem(await client.post("/holds/release", json=release), 403, "same_person").startswith("responder ")
+    assert is_problem(await client.post("/holds/release", json=release), 403, "same_person").startswith(
+        "a hold takes two people: responder "
+    )
     async with as_operator(url, OLGA) as other:
         assert done(await other.post("/holds/release", json=release))["id"] == held["id"]
     is_problem(await client.post("/holds", json={"task": ref_of("nobody's"), **WHY}), 404, "no_such_task")

@@ -50,8 +50,10 @@ from tasktrail.events.facts import (
     TaskFailed,
     TaskPolled,
     TaskResumed,
+    ToolDriftSeen,
     UnknownEvent,
     WorkerLost,
+    WorkTaken,
 )
 
 EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the store keeps UTC in TIMESTAMP, which has no zone
@@ -314,7 +316,7 @@ class _Flat(NamedTuple):
 def _flat(event: Event) -> _Flat:  # noqa: C901, PLR0911, PLR0912 - one arm per event
     match event:
         case TaskCreated():
-            return _Flat(payload=event.arguments)
+            return _Flat(action=event.parent or None, payload=event.arguments)
         case StatusReported():
             return _Flat(payload=event.message)
         case InputRequested():
@@ -332,7 +334,11 @@ def _flat(event: Event) -> _Flat:  # noqa: C901, PLR0911, PLR0912 - one arm per 
         case CancelRequested():
             return _Flat(reason=event.cause or None)
         case WorkerLost():
-            return _Flat(reason=event.cause)
+            return _Flat(action=event.worker or None, reason=event.cause)
+        case WorkTaken():
+            return _Flat(action=event.worker, times=event.attempt)
+        case ToolDriftSeen():
+            return _Flat(action=event.tool_sha256)
         case CommandRefused():
             return _Flat(input_key=event.key or None, action=event.command, reason=event.reason)
         case TaskPolled():

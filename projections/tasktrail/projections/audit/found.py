@@ -64,12 +64,22 @@ class StepRow(NamedTuple):
     payload: str | None
 
 
+class ServiceEvent(NamedTuple):
+    """One event of the service as a whole, from `service_events`."""
+
+    stream_seq: int
+    ord: int
+    at_time: datetime
+    type: str
+    payload: str
+
+
 class Found(msgspec.Struct, frozen=True, kw_only=True):
     """What the store holds about one reference, read in one snapshot.
 
-    `denials` pair a step with how often it claimed this reference. `revocations` are all that were made or lifted,
-    `policy` is the last activation. `steps_total` counts steps, denials and anomalies also beyond the `steps_max` that
-    are to be shown.
+    `denials` pair a step with how often it claimed this reference. `gaps` are what the service says is missing from the
+    task's time, `revocations` all that were made or lifted, in order; `policy` is the last activation. `steps_total`
+    counts steps, denials and anomalies also beyond the `steps_max` that are to be shown.
     """
 
     task_ref: str
@@ -79,10 +89,10 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     steps: Sequence[StepRow] = ()
     denials: Sequence[tuple[StepRow, int]] = ()
     anomalies: Sequence[RejectedRow] = ()
-    gaps: Sequence[StepRow] = ()
+    gaps: Sequence[ServiceEvent] = ()
     holes: Sequence[RejectedRow] = ()
-    revocations: Sequence[StepRow] = ()
-    policy: StepRow | None = None
+    revocations: Sequence[ServiceEvent] = ()
+    policy: ServiceEvent | None = None
     steps_max: int
     steps_total: int
 
@@ -106,7 +116,7 @@ _event = msgspec.json.Decoder(Event)
 _KNOWN = frozenset(kind.__name__ for kind in Event.__args__)
 
 
-def event_of(row: StepRow) -> Event | UnknownEvent | None:
+def event_of(row: StepRow | ServiceEvent) -> Event | UnknownEvent | None:
     """The event a row was made of; None for an entry without events."""
     if row.type is None or row.payload is None:
         return None

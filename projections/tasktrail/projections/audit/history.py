@@ -47,8 +47,10 @@ from tasktrail.events.facts import (
     TaskFailed,
     TaskPolled,
     TaskResumed,
+    ToolDriftSeen,
     UnknownEvent,
     WorkerLost,
+    WorkTaken,
 )
 from tasktrail.projections.audit.found import Found, StepRow, event_of, stamp, stamp_ms, stamped
 from tasktrail.projections.audit.gaps import gaps
@@ -162,6 +164,8 @@ _KINDS: dict[StepKind, tuple[type, ...]] = {
         TaskCancelled,
         TaskExpired,
         WorkerLost,
+        WorkTaken,
+        ToolDriftSeen,
     ),
     StepKind.MESSAGE: (StatusReported, InputRequested, InputResponded, InputIgnored),
     StepKind.ACCESS: (TaskPolled, ResultDisclosed, SubscriptionOpened, SubscriptionClosed),

@@ -14,10 +14,11 @@ A file is `queries/named/<name>.sql`. Its head, up to the first line that is no 
     -- $action text: what it is, going on
     --     over the next line when that begins with four blanks
     -- $live boolean = false: what it is, with what holds when it is left out
+    -- $standing one of lapsed, revoked: what it is; any other value is refused
 
 A parameter that is left out is NULL. Beside those of its head a query may use what `IMPLICIT` names. Its first column
 is a stream sequence; the answer is in the order of it, and pages go on after the last one. A query that would read the
-whole trail for one page is two statements, the first of which finds the page: see `PAGE`.
+whole trail for one page is two or three statements, each of which finds what the next has to read: see `PAGE`.
 
     query = catalogue()["timeline"]
     answer = store.ask(query, read_parameters(query, {"task": ref}), tenant=None, most=100)
@@ -50,7 +51,7 @@ IMPLICIT = frozenset({"tenant", "tenant_token", "after", "most", "as_of", "first
 task to be seen, everything when none is named.
 """
 PAGE = frozenset({"page", "page_first", "page_last", "page_rank"})
-"""What the second of two statements is given besides: what the first has found, reading few and narrow columns.
+"""What a statement after another is given besides: what that one has found, reading few and narrow columns.
 
 `page`: its column `stream_seq`; `page_first`: the least of them; `page_last`: the greatest, or that of its column
 `last_seq` when it has one; `page_rank`: its column `rank`, if any. Nothing outside of `page_first` and `page_last` is
@@ -59,7 +60,8 @@ read: bounds that are known beforehand leave out most of the file, and those tha
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _SEQUENCE = re.compile(r"[0-9]{1,18}")
 _DECLARED = re.compile(
-    r"\$(?P<name>[a-z0-9_]+) (?P<kind>[a-z]+)(?P<required> required)?(?: = (?P<default>[^:]+))?: (?P<what>.+)"
+    r"\$(?P<name>[a-z0-9_]+) (?P<kind>[a-z]+|one of (?P<values>\w+(?:, \w+)+))(?P<required> required)?"
+    r"(?: = (?P<default>[^:]+))?: (?P<what>.+)"
 )
 _ONE_OF = "Exactly one of: "
 _USED = re.compile(r"\$([a-z0-9_]+)")
@@ -82,16 +84,26 @@ class Kind(StrEnum):
     SEQUENCE = "sequence"  # a sequence of the stream, from 0
     BOOLEAN = "boolean"  # true or false
     REF = "ref"  # a task's reference
+    ONE_OF = "one of"  # one of the values that the parameter lists
 
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True):
-    """What a query takes. `default` is text as it would be given; None: left out it is NULL."""
+    """What a query takes. `default` is text as it would be given; None: left out it is NULL.
+
+    `values`: of kind ONE_OF, those that it may have; else none.
+    """
 
     name: str
     kind: Kind
     required: bool = False
     default: str | None = None
+    values: tuple[str, ...] = ()
     what: str
+
+    @property
+    def type(self) -> str:
+        """Its kind as its file and the documentation write it."""
+        return " ".join(filter(None, (self.kind, ", ".join(self.values))))
 
 
 class NamedQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,7 +122,7 @@ class NamedQuery(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def statements(self) -> tuple[str, ...]:
-        """The one or two statements of its SQL."""
+        """The one, two or three statements of its SQL."""
         return tuple(one for one in _END.split(self.sql) if one.strip())
 
 
@@ -211,14 +223,17 @@ def _joined(lines: list[str]) -> Iterator[str]:
 
 def _parameter(query: str, line: str) -> Parameter:
     found = _DECLARED.fullmatch(line)
-    if found is None or found["kind"] not in {one.value for one in Kind}:
+    values = tuple(found["values"].split(", ")) if found and found["values"] else ()
+    kind = Kind.ONE_OF if values else next((one for one in Kind if found and one == found["kind"]), None)
+    if found is None or kind is None or (values and found["default"] not in {None, *values}):
         message = f"{query}.sql: no parameter of the documented form: {line}"
         raise BrokenQuery(message)
     return Parameter(
         name=found["name"],
-        kind=Kind(found["kind"]),
+        kind=kind,
         required=bool(found["required"]),
         default=found["default"],
+        values=values,
         what=found["what"],
     )
 
@@ -246,6 +261,8 @@ def read_parameters(query: NamedQuery, given: Mapping[str, str]) -> dict[str, Va
 def _value(query: NamedQuery, parameter: Parameter, text: str | None) -> Value:
     if text is None:
         return None
+    if parameter.values and text not in parameter.values:
+        raise _wrong(query, f"{parameter.name} is {text!r:.60}; it can be {', '.join(parameter.values)}")
     try:
         return _of_kind(parameter.kind, text)
     except ValueError as error:
@@ -259,7 +276,7 @@ def _of_kind(kind: Kind, text: str) -> Value:
         ValueError: it is none of this kind; the message says what one is.
     """
     match kind:
-        case Kind.TEXT:
+        case Kind.TEXT | Kind.ONE_OF:
             return _text(text)
         case Kind.INTEGER:
             return int(_matching(_INTEGER, text, "a whole number of at most 18 digits"))
@@ -309,5 +326,5 @@ def _time(text: str) -> datetime:
 
 
 def _wrong(query: NamedQuery, why: str) -> WrongParameters:
-    taken = [f"{one.name} ({one.kind}{', required' if one.required else ''})" for one in query.parameters]
+    taken = [f"{one.name} ({one.type}{', required' if one.required else ''})" for one in query.parameters]
     return WrongParameters(f"{query.name}: {why}. It takes {', '.join(taken) if taken else 'no parameters'}")

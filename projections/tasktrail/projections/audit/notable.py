@@ -21,6 +21,8 @@ from tasktrail.events.facts import (
     InputResponded,
     ResultDisclosed,
     SubscriptionOpened,
+    TaskCreated,
+    ToolDriftSeen,
 )
 from tasktrail.projections.audit.columns import EntryRow, EventRow
 
@@ -96,9 +98,11 @@ NOTABLE = frozenset(
         InputResponded,
         ResultDisclosed,
         SubscriptionOpened,
+        ToolDriftSeen,
     )
 )
-"""The types of these events."""
+"""The types of these events; beside them the creation of a task that has a parent."""
+_CREATED = TaskCreated.__name__
 
 _OF_EVENT = frozenset(EventRow._fields) - {"stream_seq", "task_ref"}
 _both = itemgetter(
@@ -113,6 +117,6 @@ _AT_TIME = NotableRow._fields.index("at_time")
 def notable(entry: EntryRow, events: Iterable[EventRow]) -> Iterator[NotableRow]:
     """The rows of an entry with these events."""
     for event in events:
-        if event.type in NOTABLE:
+        if event.type in NOTABLE or (event.type == _CREATED and event.action):
             row = NotableRow._make(_both(entry + event))
             yield row if row[_AT_TIME] is not None else row._replace(at_time=entry.recorded_at)

@@ -8,7 +8,7 @@ Guarantees: text that came from a caller, a server or an issuer is shown in prin
 
 from typing import assert_never
 
-from tasktrail.events.authority import Standing
+from tasktrail.events.authority import Level, Standing
 from tasktrail.events.facts import (
     AccessDenied,
     AuthorityChanged,
@@ -44,8 +44,10 @@ from tasktrail.events.facts import (
     TaskFailed,
     TaskPolled,
     TaskResumed,
+    ToolDriftSeen,
     UnknownEvent,
     WorkerLost,
+    WorkTaken,
 )
 
 SHOWN_MAX = 80
@@ -84,10 +86,11 @@ def sentence(event: Event | UnknownEvent) -> str:  # noqa: C901, PLR0911, PLR091
             return f"cancelled: {_CANCELLED.get(event.reason) or _why(event.reason)}"
         case TaskExpired():
             return "the handle expired, it opens nothing any more"
-        case WorkerLost():
-            return f"the worker was lost: {_why(event.cause)}"
+        case WorkerLost() | WorkTaken() | ToolDriftSeen():
+            return _of_work(event)
         case CommandRefused():
-            return f"{printable(event.command)} refused, the task is {printable(event.status)}: {_why(event.reason)}"
+            refused = f"{printable(event.command)} refused" + (f" to {_worker(event.worker)}" if event.worker else "")
+            return f"{refused}, the task is {printable(event.status)}: {_why(event.reason)}"
         case TaskPolled():
             return f"{printable(event.method)} told {printable(event.status)}{_times(event.count)}"
         case ResultDisclosed():
@@ -113,6 +116,24 @@ def sentence(event: Event | UnknownEvent) -> str:  # noqa: C901, PLR0911, PLR091
             return _of_everybody(event)
         case _:
             return _of_rights(event)
+
+
+def _of_work(event: WorkerLost | WorkTaken | ToolDriftSeen) -> str:
+    match event:
+        case WorkerLost():
+            again = ", the work is to be started again" if event.rerun else ""
+            return f"the {_worker(event.worker)} was lost: {_why(event.cause)}{again}"
+        case WorkTaken():
+            return f"{_worker(event.worker)} took the work, attempt {event.attempt}"
+        case ToolDriftSeen():
+            digest = printable(event.tool_sha256[:_DIGEST_SHOWN])
+            return f"the tool is defined otherwise than at creation ({digest}…)"
+        case _:
+            assert_never(event)
+
+
+def _worker(worker: str) -> str:
+    return f"worker {printable(worker)}" if worker else "worker"
 
 
 _Rights = AuthorityChanged | HandleRevoked | GrantGiven | GrantWithdrawn | HoldPlaced | HoldReleased | PayloadShredded
@@ -249,7 +270,11 @@ def _created(event: TaskCreated) -> str:
     wished = f", {wish / 1000:g} s were asked for" if wish is not None and wish != event.granted_ttl_ms else ""
     decided = f", decided by the {_why(event.ttl_set_by)}" if event.ttl_set_by else ""
     lives = f"it lives {event.granted_ttl_ms / 1000:g} s{wished}{decided}"
-    return f"created for tool {printable(event.tool)} of server {printable(event.server)}; {lives}"
+    made = f"created for tool {printable(event.tool)} of server {printable(event.server)}"
+    if event.parent:
+        by = "the MCP server" if event.parent_level is Level.ASSERTED else "the caller's trace context"
+        made += f" by the work of task {printable(event.parent)} ({event.parent_level} by {by})"
+    return f"{made}; {lives}"
 
 
 def _reported(event: StatusReported) -> str:

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from tasktrail.events.authority import Standing
 from tasktrail.events.facts import PolicyActivated, PrincipalRevoked, RevocationLifted
-from tasktrail.projections.audit.found import Found, StepRow, event_of, stamp
+from tasktrail.projections.audit.found import Found, ServiceEvent, event_of, stamp
 from tasktrail.projections.audit.rows import TaskRow
 from tasktrail.projections.audit.timeline import (
     AuthorityNow,
@@ -45,9 +45,9 @@ def authority_shown(found: Found, steps: Sequence[Step]) -> AuthorityShown | Non
     return AuthorityShown(then=then, now=now)
 
 
-def in_force(rows: Iterable[StepRow]) -> list[tuple[StepRow, PrincipalRevoked]]:
+def in_force(rows: Iterable[ServiceEvent]) -> list[tuple[ServiceEvent, PrincipalRevoked]]:
     """The revocations that were made and not lifted, in order."""
-    made: dict[str, tuple[StepRow, PrincipalRevoked]] = {}
+    made: dict[str, tuple[ServiceEvent, PrincipalRevoked]] = {}
     for row in rows:
         event = event_of(row)
         if isinstance(event, PrincipalRevoked):
@@ -86,7 +86,7 @@ def standing(task: TaskRow, *, revoked: bool, at: datetime | None) -> Standing:
     return Standing.LAPSED if at is not None and at >= task.authority_until else Standing.VALID
 
 
-def _shown(row: StepRow, event: PrincipalRevoked) -> RevocationShown:
+def _shown(row: ServiceEvent, event: PrincipalRevoked) -> RevocationShown:
     return RevocationShown(
         revocation=event.revocation,
         kind=event.kind,

@@ -20,19 +20,16 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import duckdb
 import msgspec
 
-from tasktrail.events.subjects import ANONYMOUS_TENANT
 from tasktrail.projections.audit import asking
 from tasktrail.projections.audit.columns import EntryRow, EventRow, Message, instant
 from tasktrail.projections.audit.errors import AnotherTrail, AuditStoreError, NotAnAuditStore, StreamCut
-from tasktrail.projections.audit.found import Found, StepRow
+from tasktrail.projections.audit.finding import find, one, rejected_rows, sql, step_rows, task_rows
 from tasktrail.projections.audit.history import assemble, in_order, task_shown
 from tasktrail.projections.audit.named import Answer, NamedQuery, Value
 from tasktrail.projections.audit.notable import NotableRow
@@ -44,8 +41,6 @@ STEPS_MAX = 100_000
 TASKS_MAX = 10_000
 RESTS_WITHIN_S = 30.0
 _REST_LOOK_S = 0.02
-_GAPS_MAX = 1_000
-_REVOCATIONS_MAX = 100_000
 _KNOWN_MAX = 20_000
 _NEVER = "1TB"
 
@@ -89,11 +84,6 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     live_tasks: int
     denials: int
     rejected: int
-
-
-@cache
-def _sql(name: str) -> str:
-    return (files("tasktrail.projections.audit") / "queries" / f"{name}.sql").read_text(encoding="utf-8")
 
 
 class AuditStore:
@@ -306,7 +296,7 @@ class AuditStore:
         if unknown:
             marks = ", ".join("?" * len(unknown))
             cursor = self._writer.execute(f"SELECT * FROM tasks WHERE task_ref IN ({marks})", unknown)  # noqa: S608 - marks
-            known |= {row.task_ref: row for row in _task_rows(cursor)}
+            known |= {row.task_ref: row for row in task_rows(cursor)}
         return known
 
     def _remember(self, rows: Rows) -> None:
@@ -319,7 +309,7 @@ class AuditStore:
     def timeline(self, ref: str, *, steps_max: int = STEPS_MAX) -> Timeline | None:
         """The history of the task with this reference; None when nothing was ever recorded under it."""
         with self._reading() as cursor:
-            found = _find(cursor, ref, steps_max)
+            found = find(cursor, ref, as_of=_position(cursor).last_seq, most=steps_max)
         return assemble(found) if found.task or found.denials or found.anomalies else None
 
     def tasks(self, wanted: TaskFilter | None = None, *, most: int = 100) -> tuple[TaskShown, ...]:
@@ -331,8 +321,8 @@ class AuditStore:
             at_ms = parameters.pop(f"{name}_ms")
             parameters[name] = None if at_ms is None else instant(name, at_ms)
         with self._reading() as cursor:
-            cursor.execute(_sql("tasks"), parameters | {"most": min(most, TASKS_MAX)})
-            return tuple(task_shown(row) for row in _task_rows(cursor))
+            cursor.execute(sql("tasks"), parameters | {"most": min(most, TASKS_MAX)})
+            return tuple(task_shown(row) for row in task_rows(cursor))
 
     def since(self, stream_seq: int, *, most: int = 1_000, tenant: str | None = None) -> tuple[tuple[Step, ...], int]:
         """What `most` messages at most after a sequence came to, in order, and the sequence to go on from.
@@ -342,16 +332,16 @@ class AuditStore:
         with self._reading() as cursor:
             until = _position(cursor).last_seq
             asked = {"after": stream_seq, "tenant": tenant}
-            count, last = _one(cursor.execute(_sql("page_since"), asked | {"most": most}))
+            count, last = one(cursor.execute(sql("page_since"), asked | {"most": most}))
             until = last if count == most else until
-            steps = _step_rows(cursor.execute(_sql("steps_since"), asked | {"until": until}))
-            rejected = _rejected_rows(cursor.execute(_sql("rejected_since"), {"after": stream_seq, "until": until}))
+            steps = step_rows(cursor.execute(sql("steps_since"), asked | {"until": until}))
+            rejected = rejected_rows(cursor.execute(sql("rejected_since"), {"after": stream_seq, "until": until}))
         return in_order(steps, rejected), until
 
     def entry(self, entry_id: str) -> bytes | None:
         """The bytes of the entry with this id, as they are on the trail; None when there is none. Reads every id."""
         with self._reading() as cursor:
-            row = cursor.execute(_sql("entry_body"), {"entry_id": entry_id}).fetchone()
+            row = cursor.execute(sql("entry_body"), {"entry_id": entry_id}).fetchone()
         return None if row is None else bytes(row[0])
 
     def ask(
@@ -387,65 +377,10 @@ class AuditStore:
     def counts(self) -> Counts:
         """How much is in the store."""
         with self._reading() as cursor:
-            row = _one(cursor.execute(_sql("counts")))
+            row = one(cursor.execute(sql("counts")))
         return Counts(**dict(zip(Counts.__struct_fields__, row, strict=True)))
-
-
-def _find(cursor: duckdb.DuckDBPyConnection, ref: str, most: int) -> Found:
-    """What one snapshot holds about a reference: of each kind one more than `most`, so that a cut is noticed."""
-    as_of = _position(cursor).last_seq
-    task = next(iter(_task_rows(cursor.execute("SELECT * FROM tasks WHERE task_ref = ?", [ref]))), None)
-    named = {"ref": ref, "most": most + 1}
-    span = {"first": task.first_seq if task else 0, "last": task.last_seq if task else 0}
-    tenants = [task.tenant if task else ANONYMOUS_TENANT, ANONYMOUS_TENANT]
-    steps = _step_rows(cursor.execute(_sql("steps_of_task"), named | span))
-    denials = cursor.execute(_sql("denials_of_task"), named).fetchall()
-    anomalies = _rejected_rows(cursor.execute(_sql("anomalies_of_task"), named))
-    total = len(steps) + len(denials) + len(anomalies)
-    if total > most:
-        total = _one(cursor.execute(_sql("count_of_task"), {"ref": ref} | span))[0]
-    gaps = _step_rows(cursor.execute(_sql("gaps_of_service"), {"tenants": tenants, "most": _GAPS_MAX}))
-    holes = _rejected_rows(cursor.execute(_sql("holes"), {"first": span["first"], "most": _GAPS_MAX}))
-    revocations = _step_rows(cursor.execute(_sql("revocations"), {"tenants": tenants, "most": _REVOCATIONS_MAX}))
-    policy = _step_rows(cursor.execute(_sql("policy_now"), {"tenants": tenants}))
-    written = cursor.execute(_sql("written_until")).fetchone()
-    return Found(
-        task_ref=ref,
-        as_of=as_of,
-        as_of_time=written[0] if written else None,
-        task=task,
-        steps=steps,
-        denials=[(StepRow(*row[:-1]), row[-1]) for row in denials],
-        anomalies=anomalies,
-        gaps=gaps,
-        holes=holes,
-        revocations=revocations,
-        policy=policy[0] if policy else None,
-        steps_max=most,
-        steps_total=total,
-    )
 
 
 def _position(cursor: duckdb.DuckDBPyConnection) -> Position:
     row = cursor.execute("SELECT stream, stream_created, last_seq FROM position").fetchone()
     return Position() if row is None else Position(stream=row[0], created=row[1], last_seq=row[2])
-
-
-def _one(cursor: duckdb.DuckDBPyConnection) -> tuple[Any, ...]:
-    row = cursor.fetchone()
-    if row is None:
-        message = "a query that always has a row gave none"
-        raise AuditStoreError(message)
-    return row
-
-
-def _task_rows(cursor: duckdb.DuckDBPyConnection) -> list[TaskRow]:
-    return [TaskRow(**dict(zip(TaskRow.__struct_fields__, row, strict=True))) for row in cursor.fetchall()]
-
-
-def _step_rows(cursor: duckdb.DuckDBPyConnection) -> list[StepRow]:
-    return [StepRow(*row) for row in cursor.fetchall()]
-
-
-def _rejected_rows(cursor: duckdb.DuckDBPyConnection) -> list[RejectedRow]:
-    return [RejectedRow(*row) for row in cursor.fetchall()]

@@ -7,6 +7,7 @@ each finding names the step that shows it first. What was only asserted or claim
 """
 
 from enum import StrEnum
+from ipaddress import IPv6Address, ip_address
 
 import msgspec
 
@@ -25,10 +26,12 @@ class Code(StrEnum):
     INPUT_BY_OTHER_PRINCIPAL = "input_by_other_principal"  # answered by another subject than the creator
     INPUT_BY_OTHER_CLIENT = "input_by_other_client"
     INPUT_BY_OTHER_TOKEN = "input_by_other_token"  # noqa: S105 - the name of a finding, not a secret
+    OTHER_ADDRESS = "other_address"  # one token was used from more than one address
     AUTHORITY_LAPSED = "authority_lapsed"  # the work went on while the creator's authority had lapsed
     AUTHORITY_REVOKED = "authority_revoked"
     STOPPED = "stopped"  # somebody else than the creator wanted it to stop
     HANDLE_REVOKED = "handle_revoked"
+    DEFINITION_CHANGED = "definition_changed"  # the tool was defined otherwise while the task lived
     ABANDONED = "abandoned"  # nobody closed it, its time to live ended it
     CANCEL_UNCONFIRMED = "cancel_unconfirmed"  # nobody confirmed that the work stopped
     UNANSWERED = "unanswered"  # a request for input that was never answered
@@ -47,6 +50,7 @@ CLEAN = "created, queried and closed in one authorised context, nothing reusable
 _OPEN = "nothing is wrong, and not everything is over yet"
 _NOT_CLEAN = f"it cannot be said that it was {CLEAN}"
 _UNPROVED = frozenset({None, "asserted", "claimed"})
+_UNSEEN = frozenset({None, "claimed"})
 _SETTLED = frozenset({"completed", "failed", "cancelled"})
 _TOLD = frozenset({StepKind.ACCESS, StepKind.MESSAGE, StepKind.TRANSITION, StepKind.REFUSAL})
 
@@ -109,6 +113,7 @@ class _Case:
         self._task, self._found = task, found
         self._ended = task.status in _SETTLED
         self._outstanding: dict[str, Step] = {}
+        self._places: dict[tuple[str, str], str] = {}
 
     def hear(self, step: Step) -> None:
         """One more step, in the stream's order."""
@@ -122,6 +127,7 @@ class _Case:
             self._found.add(Code.UNKNOWN, "an event of a newer version, its meaning is not known here", step.stream_seq)
         elif step.kind in _TOLD and step.type != "TaskResumed" and step.who and step.who.trigger == "caller":
             self._called(step, step.who)
+        self._came(step)
         self._worked(step)
         self._governed(step)
         self._asked(step)
@@ -157,6 +163,19 @@ class _Case:
         elif step.credential and (step.credential.token_hash, step.credential.jti) != (task.token_hash, task.jti):
             self._found.add(Code.INPUT_BY_OTHER_TOKEN, said % "token", step.stream_seq, of=of)
 
+    def _came(self, step: Step) -> None:
+        """From where a caller's token came, also one that was refused. What is only claimed says nothing."""
+        credential, address = step.credential, step.address
+        if step.who is None or step.who.trigger != "caller" or credential is None or address is None:
+            return
+        if credential.level in _UNSEEN or address.level in _UNSEEN:
+            return
+        names = {("hash", credential.token_hash or ""), (f"jti of {step.who.iss}", credential.jti or "")}
+        came = {self._places.setdefault(name, address.address) for name in sorted(names) if name[1]}
+        if first := next((one for one in sorted(came) if _place(one) != _place(address.address)), ""):
+            what = f"a token that came from {printable(first)} came from another address"
+            self._found.add(Code.OTHER_ADDRESS, what, step.stream_seq, count=step.count, of=printable(address.address))
+
     def _worked(self, step: Step) -> None:
         """What was done while the task was live, and the creator's authority over it did not stand."""
         if step.status_before in _SETTLED:
@@ -175,6 +194,8 @@ class _Case:
                 self._found.add(Code.GRANTED, step.what, step.stream_seq)
             case "HandleRevoked":
                 self._found.add(Code.HANDLE_REVOKED, step.what, step.stream_seq)
+            case "ToolDriftSeen":
+                self._found.add(Code.DEFINITION_CHANGED, step.what, step.stream_seq)
             case "CancelRequested" if step.reasons:
                 self._found.add(Code.STOPPED, step.what, step.stream_seq)
             case "TaskCancelled" if "unconfirmed" in step.reasons:
@@ -226,6 +247,16 @@ def _identity(who: Who) -> tuple[str | None, str | None, str | None]:
         (who.sub or None) if known else None,
         (who.client_id or None) if client_known else None,
     )
+
+
+def _place(address: str) -> str:
+    """An address as one place has it: all of the loopback are one, and so are an IPv4 address and its form in IPv6."""
+    try:
+        found = ip_address(address)
+    except ValueError:  # a pseudonym
+        return address
+    mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None
+    return "loopback" if (mapped or found).is_loopback else str(mapped or found)
 
 
 def _name(who: Who | None) -> str:

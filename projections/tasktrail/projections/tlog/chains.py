@@ -6,14 +6,15 @@ key counts when a `KeyActivated` announces it that a key that counts has signed;
 that the trail announces. A key may be used shortly before its announcement is on the trail.
 
     checks = Chains(found=findings.append)
-    checks.take(index, message, leaf_hash)
+    leaf_hashes = checks.take_all(index, messages)
 """
 
 import base64
 import binascii
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from hashlib import sha256
+from typing import Any, Literal, cast
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -31,7 +32,7 @@ PENDING_BYTES_MAX = 64 * 1024 * 1024
 _KID_LENGTH = 16
 _WITH_REF, _WITHOUT_REF = 5, 4
 _ALONE_BYTES = 12  # of a leaf hash: enough never to meet by chance
-_CONTROL = control_subject(ANONYMOUS_TENANT)
+CONTROL = control_subject(ANONYMOUS_TENANT)
 _ANNOUNCES = b'"KeyActivated"'
 _SHOWN = 80
 _tenant_token = lru_cache(maxsize=4096)(tenant_token)
@@ -67,11 +68,39 @@ _REFERRING = frozenset({"task", "access"})
 _GENERATION = str(GENERATION)
 _KIND_AT = len(f"trail.{_GENERATION}.")
 _CREATED = "TaskCreated"
+_OF_TASK, _OF_ACCESS = f"trail.{_GENERATION}.task.", f"trail.{_GENERATION}.access."
+_NO_ENTRY = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def _only(kind: str) -> Callable[[bytes], _Narrow]:
+    """Decodes entries of our version with known events of this kind of subject; all else raises `_NO_ENTRY`."""
+    of_kind: Any = Literal[tuple(sorted(_ALLOWED[kind]))]
+    version: Any = Literal[VERSION]
+    event: Any = msgspec.defstruct("_Event", [("type", of_kind)], gc=False)
+    entry = msgspec.defstruct("_Entry", [("v", version), ("events", list[event])], bases=(_Narrow,), gc=False)
+    return msgspec.json.Decoder(cast("type[_Narrow]", entry)).decode
+
+
+_task_entry, _access_entry = _only("task"), _only("access")
 
 Head = tuple[int, str]
 """`task_seq` and hex SHA-256 of a chain's last entry."""
-_BEGINNING: Head = (0, GENESIS)
+_Place = tuple[int, str, int, int, bytes]
+"""Of one subject: the head of its chain, how many messages it has, and the last one's sequence and leaf hash."""
+_EMPTY: _Place = (0, GENESIS, 0, 0, b"")
 _Wrong = tuple[Kind, str]
+
+
+class _Beginnings(dict[str, str]):
+    """By tenant what its subjects of one kind begin with."""
+
+    def __init__(self, of_kind: str) -> None:
+        super().__init__()
+        self._of_kind = of_kind
+
+    def __missing__(self, tenant: str) -> str:
+        made = self[tenant] = f"{self._of_kind}{tenant_token(tenant)}."
+        return made
 
 
 class Chains:
@@ -79,13 +108,71 @@ class Chains:
 
     def __init__(self, found: Callable[[Finding], None]) -> None:
         self._found = found
-        self._heads: dict[str, Head] = {}
+        self._places: dict[str, _Place] = {}
         self._others: dict[str, list[Head]] = {}
         self._created: dict[str, str] = {}
-        self._alone: set[int] = set()
+        self._alone: set[bytes] = set()
+        self._of_task, self._of_access = _Beginnings(_OF_TASK), _Beginnings(_OF_ACCESS)
+
+    def take_all(self, index: int, messages: Sequence[Message]) -> list[bytes]:
+        """Check messages that follow each other from `index` on; their leaf hashes.
+
+        What is as it should be, as nearly everything is, is seen here at little cost; `take` judges the rest.
+        """
+        leaves: list[bytes] = []
+        begun, places, created, alone = sha256(b"\x00").copy, self._places, self._created, self._alone
+        of_task, of_access = self._of_task, self._of_access
+        for message in messages:
+            stream_seq, subject, body, msg_id, _, _ = message
+            before, prev, count, _, _ = places.get(subject, _EMPTY)
+            hashing = begun()
+            hashing.update(body)
+            leaf = hashing.digest()
+            leaves.append(leaf)
+            try:
+                if subject.startswith(_OF_TASK):
+                    entry = _task_entry(body)
+                    task_seq = entry.task_seq
+                    if (
+                        task_seq == before + 1
+                        and entry.prev == prev
+                        and entry.id == msg_id
+                        and subject == of_task[entry.tenant] + entry.task_ref
+                        and (task_seq != 1 or self._begins(entry))
+                    ):
+                        places[subject] = (task_seq, sha256(body).hexdigest(), count + 1, stream_seq, leaf)
+                        continue
+                elif subject.startswith(_OF_ACCESS):
+                    entry, mark = _access_entry(body), leaf[:_ALONE_BYTES]
+                    if (
+                        created.get(entry.task_ref) == entry.tenant
+                        and entry.id == msg_id
+                        and subject == of_access[entry.tenant] + entry.task_ref
+                        and not (entry.task_seq or entry.prev or mark in alone)
+                    ):
+                        alone.add(mark)
+                        places[subject] = (0, GENESIS, count + 1, stream_seq, leaf)
+                        continue
+            except _NO_ENTRY:
+                pass
+            self.take(index + len(leaves) - 1, message, leaf)
+        return leaves
+
+    def heads(self) -> Iterator[tuple[str, int, int, bytes]]:
+        """Each subject so far with how many messages it has, and the last one's sequence and leaf hash."""
+        for subject, (_, _, count, stream_seq, leaf) in self._places.items():
+            yield subject, count, stream_seq, leaf
+
+    def _begins(self, entry: _Narrow) -> bool:
+        """Whether a task may begin with this entry, of which nothing else is wrong."""
+        events, ref = entry.events, entry.task_ref
+        alone = len(events) == 1 and events[0].type == _CREATED
+        return alone and "." not in ref and self._created.setdefault(ref, entry.tenant) == entry.tenant
 
     def take(self, index: int, message: Message, leaf: bytes) -> None:
         """Check one message, whose leaf hash is given."""
+        task_seq, body_hash, count, _, _ = self._places.get(message.subject, _EMPTY)
+        self._places[message.subject] = (task_seq, body_hash, count + 1, message.stream_seq, leaf)
         wrong = self._wrong(message, leaf)
         if wrong is not None:
             self._found(found(wrong[0], index, wrong[1], ref_of(message.subject)))
@@ -94,16 +181,16 @@ class Chains:
         subject = message.subject
         try:
             entry = _decoder.decode(message.body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except _NO_ENTRY:
             return Kind.UNCHAINED, "its bytes are no entry"
         wrong = _misplaced(message, subject, entry)
         if wrong is not None:
             return wrong
         task_seq = entry.task_seq
         if subject.startswith("task", _KIND_AT):
-            head = self._heads.get(subject, _BEGINNING)
-            body_hash = sha256(message.body).hexdigest()
-            self._heads[subject] = (task_seq, body_hash)
+            before, prev, count, stream_seq, _ = self._places[subject]
+            head, body_hash = (before, prev), sha256(message.body).hexdigest()
+            self._places[subject] = (task_seq, body_hash, count, stream_seq, leaf)
             if task_seq != head[0] + 1 or entry.prev != head[1]:
                 return self._broken(subject, entry, head, body_hash)
             return self._begun(entry) if task_seq == 1 else None
@@ -111,7 +198,7 @@ class Chains:
             return Kind.UNCHAINED, f"it is in no task's chain, and has task_seq {task_seq}"
         if entry.task_ref and self._created.get(entry.task_ref) != entry.tenant:
             return Kind.UNCHAINED, "no creation of its task is on the trail before it"
-        mark = int.from_bytes(leaf[:_ALONE_BYTES])
+        mark = leaf[:_ALONE_BYTES]
         if mark in self._alone:
             return Kind.DUPLICATED, "the same entry is on the trail before"
         self._alone.add(mark)
@@ -197,7 +284,7 @@ class Signatures:
 
     def learn(self, message: Message) -> None:
         """Take up the keys that this message announces, if it may."""
-        if message.subject != _CONTROL or _ANNOUNCES not in message.body:
+        if message.subject != CONTROL or _ANNOUNCES not in message.body:
             return
         try:
             events = decode(message.body).events

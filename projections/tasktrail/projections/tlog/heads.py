@@ -30,12 +30,13 @@ from tasktrail.projections.tlog.errors import BadProof, LogDamaged, LogError, No
 from tasktrail.projections.tlog.merkle import HASH_BYTES, node
 
 __all__ = ["BUCKETS", "DEPTH", "FILE", "BadProof", "Head", "HeadProof", "Heads", "bucket_hash", "bucket_of", "key_of"]
-__all__ += ["record", "verify_head"]
+__all__ += ["map_root", "record", "verify_head"]
 
 FILE: Final = "heads.sqlite"
 DEPTH: Final = 16
 BUCKETS: Final = 1 << DEPTH
 RECORD_BYTES: Final = 2 * HASH_BYTES + 16
+_BUCKET_BYTES: Final = 2
 _SPILL: Final = 50_000
 _SCAN: Final = BUCKETS // 4
 _WAIT_S: Final = 30.0
@@ -102,6 +103,21 @@ EMPTY: Final = [bucket_hash(())]
 """The node over nothing but empty buckets, by height."""
 for _ in range(DEPTH):
     EMPTY.append(node(EMPTY[-1], EMPTY[-1]))
+
+
+def map_root(records: Iterable[bytes]) -> bytes:
+    """The root of the map that holds these records, which may come in any order."""
+    held: dict[bytes, list[bytes]] = {}
+    for one in records:
+        held.setdefault(one[:_BUCKET_BYTES], []).append(one)
+    level = {int.from_bytes(begin): bucket_hash(sorted(some)) for begin, some in held.items()}
+    for empty in EMPTY[:DEPTH]:
+        get = level.get
+        level = {
+            number: sha256(b"\x01" + get(2 * number, empty) + get(2 * number + 1, empty)).digest()
+            for number in {number >> 1 for number in level}
+        }
+    return level.get(0, EMPTY[DEPTH])
 
 
 def verify_head(root: bytes, subject: str, proof: HeadProof) -> Head | None:

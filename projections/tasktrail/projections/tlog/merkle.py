@@ -49,8 +49,12 @@ def root(hashes: Sequence[bytes]) -> bytes:
 
 def _paired(level: Sequence[bytes]) -> list[bytes]:
     """The parents of each two; an odd last one is left out."""
-    rest = iter(level)
-    return [sha256(b"\x01" + left + right).digest() for left, right in zip(rest, rest, strict=False)]
+    rest, parents, begun = iter(level), list[bytes](), sha256(b"\x01").copy
+    for left, right in zip(rest, rest, strict=False):
+        parent = begun()
+        parent.update(left + right)
+        parents.append(parent.digest())
+    return parents
 
 
 class Frontier:

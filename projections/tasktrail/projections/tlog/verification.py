@@ -14,12 +14,11 @@ Formats: RFC 6962 section 2.1 for the tree, C2SP tlog-checkpoint for what is sig
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from hashlib import sha256
 from typing import NamedTuple
 
 from tasktrail.projections.audit.columns import Message
 from tasktrail.projections.tlog import heads
-from tasktrail.projections.tlog.chains import Chains, Signatures, ref_of
+from tasktrail.projections.tlog.chains import CONTROL, Chains, Signatures, ref_of
 from tasktrail.projections.tlog.findings import FINDINGS_MAX, Finding, Kind, Verdict, in_order
 from tasktrail.projections.tlog.judgement import Evidence, Foreign, Known, judge
 from tasktrail.projections.tlog.merkle import EMPTY_ROOT, Frontier, gap_record, leaf
@@ -66,7 +65,6 @@ class Verification:
         self._signatures = Signatures(self._find, pinned)
         self._stops = sorted({one.size for one in known if one.size}, reverse=True)
         self._heads_at = self._sizes_of_heads()
-        self._heads: dict[str, tuple[int, int, bytes]] = {}
         self._heads_roots: dict[int, bytes] = {}
         self._frontier = Frontier()
         self._roots = {0: EMPTY_ROOT}
@@ -98,30 +96,34 @@ class Verification:
 
     def take(self, messages: Iterable[Message]) -> None:
         """Take the next messages of the stream, in its order."""
-        check, learn, kept = self._chains.take, self._signatures.learn, self._heads
-        check_signature = None if self._quick else self._signatures.take
-        moves, batch, held = bool(self._heads_at), self._batch, self._messages
-        index, stop = self.size + len(batch), self._next_stop()
-        for message in messages:
-            if message.stream_seq > index + 1:
-                self._skip(message.stream_seq - index - 1)
-                batch, held = self._batch, self._messages
-                index, stop = message.stream_seq - 1, self._next_stop()
-            hash_ = sha256(b"\x00" + message.body).digest()
-            check(index, message, hash_)
-            learn(message)
-            if check_signature is not None:
-                check_signature(index, message)
-            if moves:
-                before = kept.get(message.subject)
-                kept[message.subject] = (before[0] + 1 if before else 1, message.stream_seq, hash_)
-            batch.append(hash_)
-            held.append(message)
-            self._count += 1
-            index += 1
-            if index == stop:
-                self._settle()
-                batch, held, stop = self._batch, self._messages, self._next_stop()
+        some, at = list(messages), 0
+        while at < len(some):
+            index = self.size + len(self._batch)
+            missing = some[at].stream_seq - index - 1
+            if missing > 0:
+                self._skip(missing)
+            else:
+                at += self._take_run(index, some[at : at + self._next_stop() - index])
+
+    def _take_run(self, index: int, run: list[Message]) -> int:
+        """Take messages, none beyond the next stop, up to the first before which some are missing; how many it took."""
+        seqs = [message.stream_seq for message in run]
+        if seqs != list(range(index + 1, index + 1 + len(run))):
+            run = run[: next((place for place, seq in enumerate(seqs) if seq > index + 1 + place), len(run))]
+        self._batch += self._chains.take_all(index, run)
+        if self._quick:
+            for message in run:
+                if message.subject == CONTROL:
+                    self._signatures.learn(message)
+        else:
+            for place, message in enumerate(run, index):
+                self._signatures.learn(message)
+                self._signatures.take(place, message)
+        self._messages += run
+        self._count += len(run)
+        if index + len(run) == self._next_stop():
+            self._settle()
+        return len(run)
 
     def _next_stop(self) -> int:
         """The next size at which what has come is held against the tree."""
@@ -156,7 +158,14 @@ class Verification:
             self._stops.pop()
             self._roots[self.size] = self._frontier.root()
             if self.size in self._heads_at:
-                self._heads_roots[self.size] = _heads_root(self._heads)
+                self._heads_roots[self.size] = self._map_root()
+
+    def _map_root(self) -> bytes:
+        """The root of the map of heads as they are."""
+        return heads.map_root(
+            heads.record(heads.key_of(subject), count, stream_seq, hash_)
+            for subject, count, stream_seq, hash_ in self._chains.heads()
+        )
 
     def _leaves(self, first: int, end: int) -> list[bytes]:
         """The tree's leaves, as far as there are any; where some are lost, the tree ends."""
@@ -252,14 +261,3 @@ class Verification:
         if holes:
             said.append(f"what stood at {holes} sequences that neither the stream nor the tree has")
         return tuple(said)
-
-
-def _heads_root(kept: dict[str, tuple[int, int, bytes]]) -> bytes:
-    """The root of the map of heads."""
-    buckets: dict[int, list[bytes]] = {}
-    for subject, head in kept.items():
-        key = heads.key_of(subject)
-        buckets.setdefault(heads.bucket_of(key), []).append(heads.record(key, *head))
-    nodes = heads.Nodes()
-    nodes.change({bucket: heads.bucket_hash(sorted(records)) for bucket, records in buckets.items()})
-    return nodes.root()

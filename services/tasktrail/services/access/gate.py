@@ -11,7 +11,7 @@ was; what is shown or changed is on the trail first.
 import hashlib
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -38,25 +38,29 @@ from tasktrail.events.subjects import entry_id
 from tasktrail.events.task import Outcome, Task
 from tasktrail.projections.current import State
 from tasktrail.services import lifetime, messages
-from tasktrail.services.access import answers
+from tasktrail.services.access import answers, listing
 from tasktrail.services.access.asking import Askers, Asking, Checks
 from tasktrail.services.access.callers import Channel, server_authority
 from tasktrail.services.access.judgement import Judgement, judged
+from tasktrail.services.access.parents import Parents
 from tasktrail.services.access.payloads import Payloads, encoded
 from tasktrail.services.access.policy import Action, Making
 from tasktrail.services.access.recorder import Recorder
 from tasktrail.services.access.rules import Rule, decision, reported
+from tasktrail.services.access.views import disclosed, shown
+from tasktrail.services.inventory import Handle
 from tasktrail.services.keyring import Keyring
 from tasktrail.services.ledger import Ledger
-from tasktrail.services.messages import Done, Granted, InputAsk, RpcError, TaskView
+from tasktrail.services.messages import Done, Granted, InputAsk, Listed, TaskView
 from tasktrail.services.sealing import SealError
 from tasktrail.services.settings import Settings
 from tasktrail.services.states import States
 
 ANSWERS_MAX = 64
-POLLED, PUSHED = "tasks/get", "notifications/tasks"
+POLLED = "tasks/get"
+PUSHED = frozenset({"notifications/tasks", "notifications/tasks/status"})
+"""What pushes are called on the 2026-07-28 wire and on the 2025-11-25 wire."""
 POLL_INTERVAL_LEAST_MS, POLL_INTERVAL_MOST_MS = 50, 600_000
-
 
 RENEWED_BEFORE_S = 60
 """A creator's later credential goes on the trail once the one known there has less than this left."""
@@ -87,9 +91,14 @@ class Gate:
     ) -> None:
         self._ledger, self._states, self._keyring = ledger, states, keyring
         self._payloads, self._recorder, self._settings = payloads, recorder, settings
-        self._askers = Askers(checks, recorder)
+        self._askers, self.parents = Askers(checks, recorder), Parents(states, keyring)
         self._policies, self._limits = checks.policies, checks.limits
         self.on_opened: Callable[[str, Authority], None] = lambda _ref, _by: None
+        self.on_created: Callable[[State], None] = lambda _state: None
+        self.owned: Callable[[Binding], Iterable[Handle]] = lambda _who: ()
+        """Handles that may open their task for somebody, at least all that do (`Inventory.open_to`)."""
+        self.on_defined: Callable[[Channel, str, str], None] = lambda _channel, _tool, _sha256: None
+        """Told how a tool is defined now (`Definitions.seen`)."""
 
     async def create(self, said: messages.CreateTask, channel: Channel) -> TaskView:
         """Make a task; when this returns, every replica resolves its handle (SEP-2663, Task Creation).
@@ -122,11 +131,15 @@ class Gate:
             arguments, more = await self._payloads.seal(key, "arguments", scope, said.arguments)
             blobs |= more
         command = self._creation(said, channel, asking.mine, sealed_handle, arguments)
+        parent, level = await self.parents.of(said, allowed.tenant)
+        command = msgspec.structs.replace(command, parent=parent, parent_level=level)
         await self._believed(said, asking)
         done = await self._ledger.submit(allowed.tenant, ref, command, allowed, blobs)
+        self.on_created(done.state)
+        self.on_defined(channel, said.tool, said.tool_sha256)
         if done.repeated:  # by now it may have a result to disclose, or be over
             return await self._show(await self._open(handle, asking, Action.GET), said.call.method)
-        return await self._view(done.state, handle)
+        return await shown(done.state, handle, self._payloads, status_only=False)
 
     def _creation(
         self,
@@ -156,6 +169,8 @@ class Gate:
             poll_interval_ms=self._polled_every(said.poll_interval_ms),
             handle=handle,
             arguments=arguments,
+            on_worker_lost=said.on_worker_lost,
+            worker=said.worker,
         )
 
     async def _admitted(self, said: messages.CreateTask, channel: Channel, asking: Asking, ref: str) -> Authority:
@@ -186,7 +201,7 @@ class Gate:
             raise
         return allowed
 
-    async def _believed(self, said: messages.CreateTask, asking: Asking) -> None:
+    async def _believed(self, said: messages.CreateTask | messages.ListTasks, asking: Asking) -> None:
         """See that nothing speaks against who calls, now.
 
         Raises:
@@ -210,10 +225,55 @@ class Gate:
     async def get(self, said: messages.GetTask, channel: Channel) -> TaskView:
         """The task as its creator may see it now (SEP-2663, Task Polling)."""
         async with self._askers.asking(said.caller, said.call, channel) as asking:
-            pushed = said.call.method == PUSHED
+            pushed = said.call.method in PUSHED
             opened = await self._open(said.task_id, asking, Action.SUBSCRIBE if pushed else Action.GET)
             await self._paced(opened, asking)
-            return await self._show(opened, said.call.method)
+            return await self._show(opened, said.call.method, status_only=said.status_only)
+
+    async def list(self, said: messages.ListTasks, channel: Channel) -> Listed:
+        """The tasks that `get` opens for this caller, the newest first, each recorded as a poll of it.
+
+        Raises:
+            InvalidRequest: the cursor is none of ours.
+            NotAuthorised: this caller may hold no tasks.
+            RateLimited: it lists too often.
+        """
+        after = listing.place(said.cursor)
+        async with self._askers.asking(said.caller, said.call, channel) as asking:
+            await self._believed(said, asking)
+            try:
+                self._limits.list(asking.mine, self._settings.poll_interval_ms)
+            except RateLimited:
+                by = asking.authority
+                await self._recorder.denied(by, said.call.method, RateLimited.code, Rule.RATE_LIMITED, "", by.tenant)
+                raise
+            views: list[TaskView] = []
+            last: Handle | None = None
+            for handle in listing.following(self.owned(asking.mine), after):
+                if last is not None and len(views) == said.limit:
+                    return Listed(tasks=tuple(views), next_cursor=listing.cursor(last))
+                view = await self._listed(handle, asking)
+                if view is not None:
+                    views.append(view)
+                last = handle
+            return Listed(tasks=tuple(views))
+
+    async def _listed(self, handle: Handle, asking: Asking) -> TaskView | None:
+        """The task as a list shows it to this caller; None when it does not open for it."""
+        asking = self._askers.as_of_now(asking)
+        state = await self._states.of(handle.tenant, handle.task_ref)
+        found = self._judged("", state, asking, "get")
+        if state is None or found.rule is not None:
+            return None
+        authority, method = self._allowed(asking, state, found, Action.GET), asking.call.method
+        if authority.decision is None or authority.decision.effect != "allow":
+            await self._recorder.denied(authority, method, TaskNotFound.code, Rule.POLICY, state.task_ref, state.tenant)
+            return None
+        view = await listing.view(state, await self._states.creation(state), self._payloads)
+        if view is not None:
+            self.on_opened(state.task_ref, authority)
+            self._recorder.polled(state, authority, method)
+        return view
 
     async def _paced(self, opened: Opened, asking: Asking) -> None:
         """See that a task is polled as often as it was told, and not much more.
@@ -232,13 +292,13 @@ class Gate:
             )
             raise
 
-    async def _show(self, opened: Opened, method: str) -> TaskView:
-        payloads = _disclosed(opened.state.task)
+    async def _show(self, opened: Opened, method: str, *, status_only: bool = False) -> TaskView:
+        payloads = () if status_only else disclosed(opened.state.task)
         if payloads:
             await self._recorder.disclosed(opened.state, opened.authority, method, payloads)
         else:
             self._recorder.polled(opened.state, opened.authority, method)
-        return await self._view(opened.state, opened.task_id)
+        return await shown(opened.state, opened.task_id, self._payloads, status_only=status_only)
 
     async def update(self, said: messages.UpdateTask, channel: Channel) -> Done:
         """Take answers to outstanding requests: all that are valid, or none when one of them is not.
@@ -373,7 +433,7 @@ class Gate:
         shown_to = state.tenant if state is not None else authority.tenant
         refusal: TaskNotFound | RateLimited = TaskNotFound()
         try:
-            if method != PUSHED:  # nobody looks for anything: a stream looks at what it was granted
+            if method not in PUSHED:  # nobody looks for anything: a stream looks at what it was granted
                 self._limits.missed(asking.whose)
         except RateLimited as limited:
             refusal = limited
@@ -425,40 +485,6 @@ class Gate:
         )
         done = await self._ledger.submit(opened.state.tenant, opened.state.task_ref, command, opened.authority)
         return msgspec.structs.replace(opened, state=done.state)
-
-    async def _view(self, state: State, handle: str) -> TaskView:
-        """The task with the payloads its status shows, opened."""
-        task = state.task
-        requests: dict[str, InputAsk] = {}
-        if not task.status.terminal:
-            for name, asked in task.outstanding.items():
-                requests[name] = msgspec.convert(await self._payloads.open(state, asked.request), InputAsk)
-        message = await self._payloads.open(state, task.message) if task.message else None
-        result = await self._payloads.open(state, task.result) if task.result else None
-        error = await self._payloads.open(state, task.error) if task.error else None
-        return TaskView(
-            task_id=handle,
-            task_ref=state.task_ref,
-            status=task.status,
-            created_at_ms=task.created_at_ms,
-            last_updated_at_ms=task.last_updated_at_ms,
-            ttl_ms=task.ttl_ms,
-            poll_interval_ms=task.poll_interval_ms,
-            seq=task.seq,
-            status_message=message,
-            input_requests=requests,
-            result=result,
-            is_error=task.is_error,
-            error=msgspec.convert(error, RpcError) if error is not None else None,
-        )
-
-
-def _disclosed(task: Task) -> tuple[Commitment, ...]:
-    """The payloads a look at the task shows: results, errors, and the texts of outstanding requests."""
-    shown = [one for one in (task.result, task.error) if one is not None]
-    if not task.status.terminal:
-        shown += [asked.request for asked in task.outstanding.values()]
-    return tuple(shown)
 
 
 def _may_speak_of(authority: Authority, task: Task) -> bool:

@@ -216,11 +216,21 @@ class Limits:
         Raises:
             RateLimited: it came within the polling interval more often than `polls_early`.
         """
-        every_ms = state.task.poll_interval_ms
-        wait_ms = self._polls.wait_ms((state.task_ref, who), every_ms, self._clock())
+        self._pace((state.task_ref, who), "this task is to be polled", state.task.poll_interval_ms)
+
+    def list(self, who: Binding, every_ms: int) -> None:
+        """This principal lists its tasks: as often as one of them is to be polled, for each is looked at.
+
+        Raises:
+            RateLimited: it came within that time more often than `polls_early`.
+        """
+        self._pace(("", who), "tasks are to be listed", every_ms)
+
+    def _pace(self, key: Hashable, what: str, every_ms: int) -> None:
+        wait_ms = self._polls.wait_ms(key, every_ms, self._clock())
         if wait_ms:
             message = (
-                f"this task is to be polled every {every_ms} ms, and {self._limits.polls_early} polls came earlier "
+                f"{what} every {every_ms} ms, and {self._limits.polls_early} polls came earlier "
                 f"(limits.polls_early); come again in {wait_ms} ms"
             )
             raise RateLimited(message, wait_ms)

@@ -20,6 +20,7 @@ class Rule(StrEnum):
 
     SERVER_RUNS_TASK = "server-runs-task"
     TIME_IS_UP = "time-is-up"
+    LEASE_OVER = "lease-over"
     SERVICE_ITSELF = "service-itself"
     UNKNOWN = "no-such-task"
     MALFORMED = "malformed-handle"
@@ -50,6 +51,7 @@ _ALLOWS: dict[Rule, str] = {
     Rule.SERVER_RUNS_TASK: "the MCP server that made a task may report on it",
     Rule.TIME_IS_UP: "a timer ends a task whose time to live has elapsed, or whose cancellation nobody confirmed",
     Rule.RETENTION_OVER: "a timer destroys the key of a task whose payloads were kept long enough and are not held",
+    Rule.LEASE_OVER: "a timer ends, or has started again, the work of a process whose lease was not renewed in time",
     Rule.SERVICE_ITSELF: "the service records facts about itself",
     Rule.REPLACES_UNREADABLE: "an operator with the right `policy` may activate one where none can be read",
 }

@@ -21,7 +21,7 @@ from collections.abc import Callable
 import msgspec
 
 from tasktrail.events.facts import SCANNED_IN_PART
-from tasktrail.services.responder import TOKEN_PREFIX
+from tasktrail.services.responder import SERVER_TOKEN_PREFIX, TOKEN_PREFIX
 
 SCANNED_BYTES = 1024 * 1024
 """How much of a text is looked through."""
@@ -154,8 +154,11 @@ _FORMATS = (
         r"://[A-Za-z0-9._~%!$&'()*+;=-]{0,128}:([A-Za-z0-9._~%!$&'()*+;=:-]{3,256}+)@[A-Za-z0-9\[]",
         _password,
     ),
-    # The responder token: services/responder.py.
-    _format("tasktrail_token", _word(TOKEN_PREFIX) + r"([A-Za-z0-9_-]{43})"),
+    # The responder's and the MCP servers' token of a data directory: services/responder.py.
+    *(
+        _format("tasktrail_token", _word(prefix) + r"([A-Za-z0-9_-]{43})")
+        for prefix in (TOKEN_PREFIX, SERVER_TOKEN_PREFIX)
+    ),
 )
 
 _WHITE = re.compile(rb"(?<!\\)\\++[bfnrt]")

@@ -16,9 +16,9 @@ from tasktrail.events.errors import InvalidRequest
 from tasktrail.services.configuration_shown import without_passwords
 from tasktrail.services.doctor import clocks, configured, files, messaging, reading_side
 from tasktrail.services.doctor.findings import Finding, Report, Severity, not_checked, report
+from tasktrail.services.service import AUDIT_FILE
 from tasktrail.services.settings import Effective
 
-_AUDIT_FILE = "audit.duckdb"
 _WIDTH = 100
 
 
@@ -57,7 +57,7 @@ async def examine(effective: Effective, *, monitor: str = "") -> Report:
         found.append(messaging.of_own_sync(settings.data / "nats"))
     else:
         found += await messaging.of_monitored_sync(monitor)
-    found += await reading_side.of_store(settings.data, settings.data / _AUDIT_FILE, last)
+    found += await reading_side.of_store(settings.data, settings.data / AUDIT_FILE, last)
     broker = "embedded" if settings.embedded else without_passwords(settings.nats_url)
     return report(str(settings.data), broker, found)
 

@@ -196,9 +196,10 @@ async def _adapters(ward: Ward) -> list[Finding]:
     if allowed:
         return [unsafe(check, f"an adapter may {', '.join(allowed)}", "restart tasktrail up: it writes them anew")]
     found = [well(check, "adapters send commands and hear signals, and reach neither trail nor keys")]
-    if ward.settings.servers:
-        seen = "all adapters share one login, so one MCP server can speak in another's name"
-        found.append(notice(check, seen, "use an external NATS server with a user for each MCP server"))
+    patterns = [one.name for one in ward.settings.servers if not one.named]
+    if patterns:
+        seen = f"MCP servers that only {', '.join(patterns)} fits share one login: one can speak in another's name"
+        found.append(notice(check, seen, "give each a [[servers]] of its own: it gets a login of its own at the start"))
     return found
 
 

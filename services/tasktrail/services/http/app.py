@@ -10,7 +10,7 @@ and `.yaml`; no page is served, so nothing is loaded from elsewhere.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, TypeAlias, cast
 
@@ -32,13 +32,14 @@ from tasktrail.projections.audit.timeline import TaskShown, Timeline
 from tasktrail.services import strict_json
 from tasktrail.services.configuration import Operator
 from tasktrail.services.http import problems
-from tasktrail.services.http.documented import NO_TASK, NOT_JSON, REFUSALS, TOO_LARGE
-from tasktrail.services.http.edge import Edge, Hosts, asker
+from tasktrail.services.http.documented import NO_TASK, NOT_JSON, REFUSALS, TOO_LARGE, Tuples
+from tasktrail.services.http.edge import Application, Edge, Hosts, asker
 from tasktrail.services.http.problems import Problem, problem
 from tasktrail.services.http.surface import Health, Readiness, Surface
 from tasktrail.services.http.tailing import MEDIA_TYPE as EVENT_STREAM
 from tasktrail.services.http.tailing import Tails
 from tasktrail.services.orders import NoSuchTask
+from tasktrail.services.servers import Servers
 
 BODY_BYTES_MAX = 64 * 1024
 DEPTH_MAX = 16
@@ -82,16 +83,27 @@ class StrictRequest(_Request):
 class App(Edge):
     """The whole surface as one ASGI application."""
 
-    def __init__(
-        self, inner: Litestar, tails: Tails, *, token: str, hosts: Hosts, operators: Iterable[Operator]
+    def __init__(  # noqa: PLR0913 - everyone who may speak to it
+        self,
+        inner: Litestar,
+        closing: Sequence[Callable[[], None]],
+        *,
+        token: str,
+        hosts: Hosts,
+        operators: Iterable[Operator],
+        servers: Servers | None,
+        endpoint: Application | None,
     ) -> None:
-        super().__init__(cast("Any", inner), token=token, hosts=hosts, operators=operators)
+        """`closing` ends what is open."""
+        app = cast("Any", inner)
+        super().__init__(app, token=token, hosts=hosts, operators=operators, servers=servers, endpoint=endpoint)
         self.inner = inner
-        self._tails = tails
+        self._closing = closing
 
     def close(self) -> None:
         """End the streams that are open, so that the server can stop."""
-        self._tails.close()
+        for close in self._closing:
+            close()
 
 
 def create_app(  # noqa: PLR0913 - what the surface is made of
@@ -102,20 +114,25 @@ def create_app(  # noqa: PLR0913 - what the surface is made of
     operators: Iterable[Operator] = (),
     acting: Sequence[HTTPRouteHandler] = (),
     beside: Sequence[Router] = (),
+    servers: Servers | None = None,
+    endpoint: Application | None = None,
+    closing: Sequence[Callable[[], None]] = (),
     version: str = "unknown",
     tails: Tails | None = None,
 ) -> App:
     """The application over this service.
 
     `operators` are the named ones beside the holder of the responder token; `acting` are the routes of what they do
-    (`operating.routes`); `beside` are routers outside of `/api/v1`. `version` is the one its OpenAPI document says.
+    (`operating.routes`); `beside` are routers outside of `/api/v1`, `servers` the MCP servers that may speak to those
+    under `/ingest/`; `endpoint` answers at `/mcp`; `closing` ends what else is open. `version` is the one its OpenAPI
+    document says.
     """
     tails = tails or Tails()
     reading = _Reading(surface)
     api = Router(
         "/api/v1",
         route_handlers=[reading.tasks_route(), reading.timeline_route(), reading.tail_route(tails), *acting],
-        before_request=_known_parameters,
+        before_request=known_parameters,
         security=[{"responder": []}],
         tags=["trail"],
     )
@@ -123,12 +140,14 @@ def create_app(  # noqa: PLR0913 - what the surface is made of
         [*_health_routes(surface), api, *beside],
         request_class=StrictRequest,
         request_max_body_size=BODY_BYTES_MAX,
-        exception_handlers={Exception: _refuse},
+        exception_handlers={Exception: refuse},
         openapi_config=_openapi(version),
+        plugins=[Tuples()],
         logging_config=None,
         debug=False,
     )
-    return App(inner, tails, token=token, hosts=hosts, operators=operators)
+    ending = (tails.close, *closing)
+    return App(inner, ending, token=token, hosts=hosts, operators=operators, servers=servers, endpoint=endpoint)
 
 
 def _openapi(version: str) -> OpenAPIConfig:
@@ -137,6 +156,12 @@ def _openapi(version: str) -> OpenAPIConfig:
         scheme="bearer",
         description="An operator's token, or the one in the file responder.token of the data directory.",
     )
+    of_servers = SecurityScheme(
+        type="http",
+        scheme="bearer",
+        description="The token of an MCP server in [[servers]], or the one in the file server.token of the data "
+        "directory while none is configured; where it is good for several, the header Tasktrail-Server names which.",
+    )
     return OpenAPIConfig(
         title="tasktrail",
         version=version,
@@ -144,7 +169,7 @@ def _openapi(version: str) -> OpenAPIConfig:
         use_handler_docstrings=True,
         render_plugins=[JsonRenderPlugin(), YamlRenderPlugin()],
         openapi_router=Router("/schema", route_handlers=[], include_in_schema=False, after_request=_no_page),
-        components=Components(security_schemes={"responder": scheme}),
+        components=Components(security_schemes={"responder": scheme, "server": of_servers}),
     )
 
 
@@ -152,7 +177,7 @@ async def _no_page(response: Response[Any]) -> Response[Any]:
     """Litestar answers unknown paths under its schema's with a page; this surface has none."""
     if response.status_code != HTTPStatus.NOT_FOUND:
         return response
-    return _response(problem(404, "not_found", _DETAILS[404]))
+    return refused(problem(404, "not_found", _DETAILS[404]))
 
 
 def _health_routes(surface: Surface) -> list[HTTPRouteHandler]:
@@ -246,10 +271,10 @@ class _Reading:
 
 _TAIL_IS = "Server-sent events: `step` (see Step), perhaps `problem` (see Problem) at the end; `id` to go on from."
 _REPEATABLE = {"status"}
-_NOT_PARAMETERS = {"request", "data", "last_event_id"}
+_NOT_PARAMETERS = {"request", "data", "ref", "last_event_id", "idempotency_key"}
 
 
-async def _known_parameters(request: _Request) -> None:
+async def known_parameters(request: _Request) -> None:
     """Refuse a parameter the route does not know, or is told twice: it would answer another question."""
     known = set(cast("Any", request.route_handler).parsed_fn_signature.parameters) - _NOT_PARAMETERS
     for name in request.query_params:
@@ -261,21 +286,22 @@ async def _known_parameters(request: _Request) -> None:
             raise InvalidRequest(message)
 
 
-def _refuse(_: _Request, error: Exception) -> Response[Problem]:
+def refuse(_: _Request, error: Exception) -> Response[Problem]:
+    """What whoever asked is told of an error."""
     match error:
         case TasktrailError():
             if error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 _log.error("http_failed reason=%s: %s", error.reason, error)
-            return _response(problems.of_error(error))
+            return refused(problems.of_error(error))
         case ValidationException():
-            return _response(problem(400, InvalidRequest.reason, _what_is_wrong(error)))
+            return refused(problem(400, InvalidRequest.reason, what_is_wrong(error)))
         case HTTPException() if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
             status = HTTPStatus(error.status_code)
             reason = _REASONS.get(status, status.name.lower())
-            return _response(problem(status, reason, _DETAILS.get(status, status.phrase)), error.headers or {})
+            return refused(problem(status, reason, _DETAILS.get(status, status.phrase)), error.headers or {})
         case _:
             _log.error("http_failed", exc_info=error)
-            return _response(problems.unexpected())
+            return refused(problems.unexpected())
 
 
 _REASONS: dict[int, str] = {413: TooLarge.reason}
@@ -286,7 +312,8 @@ _DETAILS: dict[int, str] = {
 }
 
 
-def _response(refusal: Problem, headers: Mapping[str, str] | None = None) -> Response[Problem]:
+def refused(refusal: Problem, headers: Mapping[str, str] | None = None) -> Response[Problem]:
+    """A refusal as it is sent."""
     return Response(
         refusal,
         status_code=refusal.status,
@@ -295,7 +322,7 @@ def _response(refusal: Problem, headers: Mapping[str, str] | None = None) -> Res
     )
 
 
-def _what_is_wrong(error: ValidationException) -> str:
+def what_is_wrong(error: ValidationException) -> str:
     """Litestar's list of faults as one line."""
     faults = cast("list[dict[str, Any]]", error.extra or [])
     said = [f"{fault.get('key', '')}: {fault.get('message', '')}" for fault in faults if fault.get("key") != "data"]

@@ -1,12 +1,14 @@
 """The edge of the HTTP surface: who may speak to it at all. Plain ASGI, before any framework.
 
 Guarantees, for every request and in this order: the Host is one of ours and the Origin, if any, is the same (a web page
-that rebinds its name to this address gets 421 or 403); the token is an operator's, compared in constant time, except
-for `/healthz` and `/readyz`; the case that `Tasktrail-Case` names, if any, can be recorded. What the operator may do is
-decided, and recorded, by what is asked for (`admission.py`). A refusal is problem+json and is logged without what was
-presented; no response may be stored.
+that rebinds its name to this address gets 421 or 403); what is sent to `/mcp` goes to the tasks endpoint, which callers
+of MCP servers reach with their own tokens (`endpoint.py`); elsewhere the token is an operator's, compared in constant
+time, except for `/healthz` and `/readyz`, and under `/ingest/`, where it is an MCP server's, good for the server it
+names: neither opens what the other does, but for `/schema/`; the case that `Tasktrail-Case` names, if any, can be
+recorded. What the operator or the server may do is decided, and recorded, by what is asked for (`admission.py`,
+`access/`). A refusal is problem+json and is logged without what was presented; no response may be stored.
 
-    Edge(app, token=token, hosts=Hosts(bound="127.0.0.1"), operators=settings.operators)
+    Edge(app, token=token, hosts=Hosts(bound="127.0.0.1"), operators=settings.operators, servers=Servers(…))
 """
 
 import ipaddress
@@ -17,10 +19,11 @@ from typing import Any, TypeAlias, cast
 
 import msgspec
 
-from tasktrail.events.errors import InvalidRequest
+from tasktrail.events.errors import InvalidRequest, TasktrailError
 from tasktrail.services.configuration import Operator
-from tasktrail.services.http.problems import MEDIA_TYPE, Problem, of_error, problem
+from tasktrail.services.http.problems import MEDIA_TYPE, Problem, of_error, problem, refusal
 from tasktrail.services.operators import CASE_HEADER, Asker, Operators, Person, case_of
+from tasktrail.services.servers import SERVER_HEADER, Servers
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -33,6 +36,13 @@ PERSON = "tasktrail.person"
 """Where the scope of an admitted request holds the operator."""
 CASE = "tasktrail.case"
 """Where it holds the case that the request names."""
+INGEST = "/ingest/"
+"""What MCP servers speak to, begins with this."""
+SERVER = "tasktrail.server"
+"""Where the scope of such a request holds the name of the MCP server."""
+SCHEMA = "/schema/"
+MCP = "/mcp"
+"""Where the tasks endpoint is."""
 CHALLENGE = 'Bearer realm="tasktrail"'
 UNAUTHORISED = "unauthorised"
 """The reason of the 401."""
@@ -78,10 +88,22 @@ def _bare(name: str) -> str:
 class Edge:
     """Checks each request, then lets the application answer it."""
 
-    def __init__(self, app: Application, *, token: str, hosts: Hosts, operators: Iterable[Operator] = ()) -> None:
-        """`token` is the responder token; `operators` are the named ones beside it."""
-        self._app = app
+    def __init__(  # noqa: PLR0913 - everyone who may speak to it
+        self,
+        app: Application,
+        *,
+        token: str,
+        hosts: Hosts,
+        operators: Iterable[Operator] = (),
+        servers: Servers | None = None,
+        endpoint: Application | None = None,
+    ) -> None:
+        """`token` is the responder token; `operators` are the named ones beside it, `servers` the MCP servers;
+        `endpoint` answers at `/mcp`.
+        """  # noqa: D205 - one sentence
+        self._app, self._endpoint = app, endpoint
         self._operators = Operators(token, operators)
+        self._servers = servers or Servers()
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,7 +114,12 @@ class Edge:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        refusal = self._refusal(scope)
+        refusal = self._foreign(scope)
+        if refusal is None and self._endpoint is not None and f"{scope['path']}/".startswith(f"{MCP}/"):
+            await self._endpoint(scope, receive, _marking(send))
+            return
+        if refusal is None and scope["path"] not in PUBLIC:
+            refusal = self._unadmitted(scope)
         if refusal is None:
             await self._app(scope, receive, _marking(send))
             return
@@ -100,7 +127,8 @@ class Edge:
         headers = {"WWW-Authenticate": _challenge(scope)} if refusal.status == 401 else {}  # noqa: PLR2004
         await _answer(_marking(send), refusal, headers, head=scope["method"] == "HEAD")
 
-    def _refusal(self, scope: Scope) -> Problem | None:
+    def _foreign(self, scope: Scope) -> Problem | None:
+        """Why this was not sent to us, or by a page of another's."""
         hosts = _values(scope, b"host")
         if len(hosts) != 1 or not self._hosts.admits(hosts[0]):
             return problem(
@@ -112,28 +140,32 @@ class Edge:
         origins = _values(scope, b"origin")
         if origins and (len(origins) > 1 or not _same(origins[0], hosts[0])):
             return problem(403, "foreign_origin", "requests from pages of another origin are refused")
-        if scope["path"] in PUBLIC:
-            return None
-        person = self._person(scope)
-        if person is None:
-            return problem(
-                401,
-                UNAUTHORISED,
-                "send your operator's token, or the one in the file responder.token of the data directory, as "
-                "`Authorization: Bearer …`",
-            )
-        scope[PERSON] = person
-        try:
-            scope[CASE] = _case(scope)
-        except InvalidRequest as error:
-            return of_error(error)
         return None
 
-    def _person(self, scope: Scope) -> Person | None:
-        presented = _values(scope, b"authorization")
-        scheme, _, token = presented[0].partition(" ") if len(presented) == 1 else ("", "", "")
-        person = self._operators.who(token.strip())
-        return person if scheme.lower() == "bearer" else None
+    def _unadmitted(self, scope: Scope) -> Problem | None:
+        """Why whoever sends this may not; who may is put into the scope."""
+        token = _bearer(scope)
+        if scope["path"].startswith(INGEST):
+            try:
+                scope[SERVER] = self._servers.speaking(token, _text(scope, SERVER_HEADER))
+            except TasktrailError as error:
+                return refusal(error)
+            return None
+        try:
+            person = self._operators.who(token)
+            if person is not None:
+                scope[PERSON], scope[CASE] = person, case_of(_text(scope, CASE_HEADER))
+                return None
+        except InvalidRequest as error:
+            return of_error(error)
+        if scope["path"].startswith(SCHEMA) and self._servers.whose(token):
+            return None
+        return problem(
+            401,
+            UNAUTHORISED,
+            "send your operator's token, or the one in the file responder.token of the data directory, as "
+            "`Authorization: Bearer …`",
+        )
 
 
 def asker(scope: Mapping[str, object]) -> Asker:
@@ -149,16 +181,23 @@ def asker(scope: Mapping[str, object]) -> Asker:
     )
 
 
-def _case(scope: Scope) -> str:
-    """The case a request names. Raises InvalidRequest."""
-    said = _values(scope, CASE_HEADER.lower().encode())
+def _bearer(scope: Scope) -> str:
+    """The token of a request; empty, which is nobody's, when there is not exactly one."""
+    presented = _values(scope, b"authorization")
+    scheme, _, token = presented[0].partition(" ") if len(presented) == 1 else ("", "", "")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def _text(scope: Scope, header: str) -> str:
+    """The text of a header, empty where it is not given. Raises InvalidRequest."""
+    said = _values(scope, header.lower().encode())
     if len(said) > 1:
-        message = f"{CASE_HEADER} is given more than once"
+        message = f"{header} is given more than once"
         raise InvalidRequest(message)
     try:
-        return case_of(said[0].encode("latin-1").decode("utf-8") if said else "")
+        return said[0].encode("latin-1").decode("utf-8") if said else ""
     except UnicodeDecodeError:
-        message = f"{CASE_HEADER} is no UTF-8 text"
+        message = f"{header} is no UTF-8 text"
         raise InvalidRequest(message) from None
 
 

@@ -15,10 +15,10 @@ from litestar.params import JSONBody
 
 from tasktrail.services.free_sql import FreeSql
 from tasktrail.services.handing_out import HandingOut
-from tasktrail.services.http.documented import NOT_JSON, REFUSALS, TOO_LARGE, refusal
+from tasktrail.services.http.documented import NO_TASK, NOT_JSON, REFUSALS, TOO_LARGE, refusal
 from tasktrail.services.http.edge import asker
 from tasktrail.services.snapshots import Lent
-from tasktrail.services.statements import Archived, ArchiveOrder, SqlAnswer, SqlQuestion
+from tasktrail.services.statements import Archived, ArchiveOrder, Replayable, ReplayOrder, SqlAnswer, SqlQuestion
 
 _Request: TypeAlias = Request[Any, Any, State]
 _RUN = {
@@ -48,4 +48,9 @@ def routes(sql: FreeSql, handing_out: HandingOut) -> list[HTTPRouteHandler]:
         """Say that these messages are about to be archived by who can read them from the broker. Recorded."""
         return await handing_out.archive(data, asker(request.scope))
 
-    return [run, snapshot, archive]
+    @post("/replays", status_code=200, responses={**REFUSALS, 404: NO_TASK, 413: TOO_LARGE, 415: NOT_JSON})
+    async def replay(request: _Request, data: JSONBody[ReplayOrder]) -> Replayable:
+        """Say that the trail is about to be played, or rebuilt from, by who can read it from the broker. Recorded."""
+        return await handing_out.replay(data, asker(request.scope))
+
+    return [run, snapshot, archive, replay]

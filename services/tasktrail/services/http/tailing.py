@@ -13,7 +13,7 @@ streams at a time. Streams end when the service stops.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -32,8 +32,16 @@ _log = logging.getLogger("tasktrail.http")
 class Tails:
     """The streams that are open."""
 
-    def __init__(self, *, beat_s: float = BEAT_S, tails_max: int = TAILS_MAX) -> None:
+    def __init__(
+        self,
+        *,
+        beat_s: float = BEAT_S,
+        tails_max: int = TAILS_MAX,
+        events: Callable[[Any], Iterable[bytes]] | None = None,
+    ) -> None:
+        """`events`: how one of what is streamed is said; steps as they stand in a `Batch` where nothing else is."""
         self._beat_s, self._tails_max = beat_s, tails_max
+        self._events = events or _events
         self._open = 0
         self._closing = asyncio.Event()
 
@@ -41,7 +49,7 @@ class Tails:
         """End all of them."""
         self._closing.set()
 
-    async def open(self, batches: Callable[[], Awaitable[AsyncIterator[Batch]]]) -> AsyncIterator[bytes]:
+    async def open(self, batches: Callable[[], Awaitable[AsyncIterator[Any]]]) -> AsyncIterator[bytes]:
         """The bytes of a stream of these, which are asked for once there is room for it.
 
         Raises:
@@ -52,10 +60,10 @@ class Tails:
             raise Unavailable(message)
         return self._stream(await batches())
 
-    async def _stream(self, batches: AsyncIterator[Batch]) -> AsyncIterator[bytes]:
+    async def _stream(self, batches: AsyncIterator[Any]) -> AsyncIterator[bytes]:
         self._open += 1
         closing = asyncio.ensure_future(self._closing.wait())
-        following: asyncio.Future[Batch] | None = None
+        following: asyncio.Future[Any] | None = None
         try:
             yield b": following\n\n"
             while not closing.done():
@@ -64,7 +72,7 @@ class Tails:
                 await asyncio.wait(waiting, timeout=self._beat_s, return_when=asyncio.FIRST_COMPLETED)
                 if following.done():
                     batch, following = following.result(), None
-                    for event in _events(batch):
+                    for event in self._events(batch):
                         yield event
                 elif not closing.done():
                     yield b": still here\n\n"
@@ -93,7 +101,7 @@ def _problem(problem: problems.Problem) -> bytes:
     return b"event: problem\ndata: %s\n\n" % msgspec.json.encode(problem)
 
 
-def _forget(following: asyncio.Future[Batch]) -> None:
+def _forget(following: asyncio.Future[Any]) -> None:
     """Take what a batch nobody waits for any more came to, so that asyncio does not complain about it."""
     if not following.cancelled():
         following.exception()

@@ -1,6 +1,6 @@
 -- The policy activated last. $tenants: whose.
-SELECT *
-FROM service_steps
-WHERE kind = 'governance' AND type = 'PolicyActivated' AND list_contains($tenants::VARCHAR[], tenant)
+SELECT stream_seq, ord, at_time, type, payload
+FROM service_events
+WHERE type = 'PolicyActivated' AND list_contains($tenants::VARCHAR[], tenant)
 ORDER BY stream_seq DESC, ord DESC
 LIMIT 1;

@@ -3,88 +3,154 @@
 -- One row for each payload disclosure, answered input, cancellation, subscription and grant, and one for the creation of
 -- every task in reach. reach says how: own (it made the step; for a handle, whoever made it), used (another made the task,
 -- it did something on it), identity (the task is bound to the identity context in which it was seen, and its handle opens
--- it still), grant (a grant named the principal), trace (another task of the same trace, and all that happened in it).
+-- it still), grant (a grant named the principal), child (the work of a task that is own made it, or the work of such a
+-- one, and all that happened in it), trace (another task of the same trace, and all that happened in it).
 -- handle_opens: a live handle, which opens its task for who holds the task id and such a credential.
 --
--- Parent and child tasks are not linked on the trail. Tasks of one piece of work are found by the trace id of their
--- creating requests (traceparent), which is the caller's word: a caller who sends none, or another one, is not found so.
+-- A link to a parent and the trace id (traceparent) of a creating request are its caller's word: a caller who sends no
+-- trace context, or another one, is not found so.
 --
 -- Exactly one of: sub, token, task
 -- $sub text: the principal's subject, as it is recorded
 -- $iss text: its issuer, or the token's; left out: any
 -- $token text: the token, by base64url SHA-256 (RFC 9449 ath) or jti
 -- $task ref: the task whose handle leaked
+WITH RECURSIVE own AS MATERIALIZED (
+    -- A scan for one value is fast, one for either of two columns is not.
+    SELECT DISTINCT task_ref, tenant, iss, sub, client_id
+    FROM (
+        SELECT *
+        FROM entries
+        WHERE sub = $sub AND ($iss::VARCHAR IS NULL OR iss = $iss OR (actor_sub = $sub AND actor_iss = $iss))
+        UNION ALL
+        SELECT *
+        FROM entries
+        WHERE actor_sub = $sub AND sub IS DISTINCT FROM $sub
+            AND ($iss::VARCHAR IS NULL OR iss = $iss OR actor_iss = $iss)
+        UNION ALL
+        SELECT * FROM entries WHERE token_hash = $token AND ($iss::VARCHAR IS NULL OR iss = $iss)
+        UNION ALL
+        SELECT *
+        FROM entries
+        WHERE jti = $token AND token_hash IS DISTINCT FROM $token AND ($iss::VARCHAR IS NULL OR iss = $iss)
+        UNION ALL
+        SELECT *
+        FROM entries
+        WHERE task_ref = $task AND stream_seq BETWEEN $first AND $last AND ($iss::VARCHAR IS NULL OR iss = $iss)
+    )
+    WHERE task_ref IS NOT NULL AND stream_seq <= $as_of AND ($tenant::VARCHAR IS NULL OR tenant = $tenant)
+),
+of_own AS MATERIALIZED (
+    SELECT first_seq, last_seq, trace_id FROM tasks WHERE task_ref IN (SELECT DISTINCT task_ref FROM own)
+),
+of_identity AS (
+    SELECT t.first_seq, t.last_seq
+    FROM tasks t
+    SEMI JOIN (SELECT DISTINCT tenant, iss, sub, client_id FROM own WHERE $task::VARCHAR IS NULL) AS seen
+        ON t.tenant = seen.tenant AND t.iss = seen.iss AND t.sub = seen.sub
+        AND t.client_id IS NOT DISTINCT FROM seen.client_id
+    WHERE t.revoked_at IS NULL AND t.expired_at IS NULL AND t.first_seq <= $as_of
+),
+of_grant AS (
+    SELECT first_seq, last_seq
+    FROM tasks
+    WHERE task_ref IN (
+        SELECT task_ref
+        FROM notable
+        WHERE type = 'GrantGiven' AND $sub::VARCHAR IS NOT NULL AND stream_seq <= $as_of
+            AND json_extract_string(payload, '$.to.sub') = $sub
+            AND ($iss::VARCHAR IS NULL OR json_extract_string(payload, '$.to.iss') = $iss)
+            AND ($tenant::VARCHAR IS NULL OR tenant = $tenant)
+    )
+),
+link AS MATERIALIZED (
+    SELECT stream_seq, task_ref, action AS parent
+    FROM notable
+    WHERE type = 'TaskCreated' AND stream_seq <= $as_of AND ($tenant::VARCHAR IS NULL OR tenant = $tenant)
+),
+line AS (
+    SELECT stream_seq, task_ref
+    FROM link
+    WHERE parent IN (SELECT task_ref FROM own)
+    UNION
+    SELECT k.stream_seq, k.task_ref
+    FROM link k
+    JOIN line l ON k.parent = l.task_ref
+    WHERE k.stream_seq > l.stream_seq
+),
+of_child AS (
+    SELECT first_seq, last_seq FROM tasks WHERE first_seq IN (SELECT stream_seq FROM line)
+),
+of_trace AS (
+    SELECT first_seq, last_seq
+    FROM tasks
+    WHERE first_seq <= $as_of AND ($tenant::VARCHAR IS NULL OR tenant = $tenant)
+        AND trace_id IN (SELECT trace_id FROM of_own WHERE trace_id IS NOT NULL)
+),
+reached AS MATERIALIZED (
+    SELECT first_seq, max(last_seq) AS last_seq, min(rank) AS rank
+    FROM (
+        SELECT first_seq, last_seq, 2 AS rank FROM of_own
+        UNION ALL
+        SELECT first_seq, last_seq, 3 FROM of_identity
+        UNION ALL
+        SELECT first_seq, last_seq, 4 FROM of_grant
+        UNION ALL
+        SELECT first_seq, last_seq, 5 FROM of_child
+        UNION ALL
+        SELECT first_seq, last_seq, 6 FROM of_trace
+    )
+    GROUP BY first_seq
+),
+-- A page's worth of creations: what is after the last of them is on a later page.
+ending AS (
+    SELECT max(first_seq) AS last_seq
+    FROM (
+        SELECT first_seq FROM reached WHERE first_seq > $after AND first_seq <= $as_of ORDER BY first_seq LIMIT $most
+    )
+    HAVING count(*) = $most
+),
+closing AS (
+    SELECT coalesce((SELECT last_seq FROM ending), $as_of) AS last_seq
+)
+SELECT r.first_seq AS stream_seq, least(r.last_seq, c.last_seq) AS last_seq, r.rank
+FROM reached r, closing c
+WHERE r.last_seq > $after AND r.first_seq <= c.last_seq;
+
 WITH own AS MATERIALIZED (
-    SELECT stream_seq, task_ref, tenant, iss, sub, client_id
+    SELECT stream_seq
     FROM entries
-    WHERE task_ref IS NOT NULL AND stream_seq <= $as_of AND stream_seq BETWEEN $first AND $last
+    WHERE stream_seq > $after AND stream_seq BETWEEN $page_first AND $page_last AND task_ref IS NOT NULL
         AND ($tenant::VARCHAR IS NULL OR tenant = $tenant)
         AND ($task::VARCHAR IS NULL OR task_ref = $task)
         AND ($sub::VARCHAR IS NULL OR sub = $sub OR actor_sub = $sub)
         AND ($token::VARCHAR IS NULL OR token_hash = $token OR jti = $token)
         AND ($iss::VARCHAR IS NULL OR iss = $iss OR (actor_sub = $sub AND actor_iss = $iss))
 ),
-of_own AS (
-    SELECT DISTINCT task_ref FROM own
-),
-of_identity AS (
-    SELECT h.task_ref
-    FROM handles h
-    SEMI JOIN (SELECT DISTINCT tenant, iss, sub, client_id FROM own WHERE $task::VARCHAR IS NULL) seen
-        ON h.tenant = seen.tenant AND h.iss = seen.iss AND h.sub = seen.sub
-        AND h.client_id IS NOT DISTINCT FROM seen.client_id
-    WHERE h.opens AND h.stream_seq <= $as_of
-),
-of_grant AS (
-    SELECT task_ref
-    FROM notable
-    WHERE type = 'GrantGiven' AND $sub::VARCHAR IS NOT NULL AND stream_seq <= $as_of
-        AND json_extract_string(payload, '$.to.sub') = $sub
-        AND ($iss::VARCHAR IS NULL OR json_extract_string(payload, '$.to.iss') = $iss)
-        AND ($tenant::VARCHAR IS NULL OR tenant = $tenant)
-),
-of_trace AS (
-    SELECT t.task_ref
-    FROM tasks t
-    WHERE t.first_seq <= $as_of AND ($tenant::VARCHAR IS NULL OR t.tenant = $tenant)
-        AND t.trace_id IN (
-            SELECT o.trace_id FROM tasks o WHERE o.trace_id IS NOT NULL AND o.task_ref IN (SELECT task_ref FROM of_own)
-        )
-),
 reached AS MATERIALIZED (
-    SELECT task_ref, min(rank) AS rank
-    FROM (
-        SELECT task_ref, 2 AS rank FROM of_own
-        UNION ALL
-        SELECT task_ref, 3 FROM of_identity
-        UNION ALL
-        SELECT task_ref, 4 FROM of_grant
-        UNION ALL
-        SELECT task_ref, 5 FROM of_trace
-    )
-    GROUP BY task_ref
+    SELECT t.task_ref, t.first_seq, p.rank
+    FROM tasks t
+    JOIN (
+        SELECT unnest($page::UBIGINT[]) AS first_seq, unnest($page_rank::INTEGER[]) AS rank
+    ) AS p
+        ON p.first_seq = t.first_seq
+    WHERE t.first_seq BETWEEN $page_first AND $page_last
 ),
-steps AS MATERIALIZED (
-    SELECT stream_seq, task_ref
-    FROM notable
-    WHERE type IN ('ResultDisclosed', 'InputResponded', 'CancelRequested', 'SubscriptionOpened', 'GrantGiven')
-        AND task_ref IN (SELECT task_ref FROM reached WHERE rank IN (2, 5))
+steps AS (
+    SELECT n.stream_seq, r.first_seq, r.rank
+    FROM notable n
+    JOIN reached r ON r.task_ref = n.task_ref
+    WHERE n.stream_seq > $after AND n.stream_seq BETWEEN $page_first AND $page_last AND r.rank IN (2, 5, 6)
+        AND n.type IN ('ResultDisclosed', 'InputResponded', 'CancelRequested', 'SubscriptionOpened', 'GrantGiven')
     UNION ALL
-    SELECT first_seq, task_ref FROM tasks WHERE task_ref IN (SELECT task_ref FROM reached)
+    SELECT first_seq, first_seq, rank FROM reached
 )
-SELECT
-    s.stream_seq,
-    min(CASE WHEN s.stream_seq IN (SELECT stream_seq FROM own) THEN 1 ELSE r.rank END) AS rank
-FROM steps s
-JOIN reached r ON r.task_ref = s.task_ref
-WHERE s.stream_seq > $after AND s.stream_seq <= $as_of
-    AND (
-        r.rank <> 2
-        OR s.stream_seq IN (SELECT stream_seq FROM own)
-        OR s.stream_seq IN (SELECT first_seq FROM tasks WHERE task_ref IN (SELECT task_ref FROM of_own))
-    )
-GROUP BY s.stream_seq
-ORDER BY s.stream_seq
+SELECT stream_seq, min(CASE WHEN stream_seq IN (SELECT stream_seq FROM own) THEN 1 ELSE rank END) AS rank
+FROM steps
+WHERE stream_seq > $after AND stream_seq <= $as_of
+    AND (rank <> 2 OR stream_seq = first_seq OR stream_seq IN (SELECT stream_seq FROM own))
+GROUP BY stream_seq
+ORDER BY stream_seq
 LIMIT $most;
 
 WITH in_reach AS MATERIALIZED (
@@ -109,7 +175,7 @@ SELECT
         WHEN 'SubscriptionOpened' THEN 'subscribed'
         ELSE 'granted'
     END AS fact,
-    ['own', 'used', 'identity', 'grant', 'trace'][i.rank] AS reach,
+    ['own', 'used', 'identity', 'grant', 'child', 'trace'][i.rank] AS reach,
     a.tenant,
     a.task_ref,
     h.server,

@@ -2,7 +2,7 @@
 --
 -- Holes of the stream, messages that are no acceptable entries, and what the service itself said. A hole may have been
 -- anybody's, and is shown to everybody; so is what the service says of itself as a whole.
--- $gap text: hole, rejected, said or said_rejected
+-- $gap one of hole, rejected, said, said_rejected: only those of this kind
 SELECT *
 FROM gaps
 WHERE stream_seq > $after AND stream_seq <= $as_of

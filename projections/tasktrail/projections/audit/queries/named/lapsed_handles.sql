@@ -4,7 +4,7 @@
 -- creator, the client or the credential (revocations, by comma). What is recorded up to the end of the trail, judged by
 -- the clock.
 -- $time time: judged as of then; left out: now
--- $standing text: only lapsed, or only revoked
+-- $standing one of lapsed, revoked: only those
 WITH moment AS (
     SELECT coalesce($time::TIMESTAMP, make_timestamp(epoch_us(now()))) AS at_time
 ),

@@ -4,7 +4,7 @@
 -- $sub text: only by this responder
 -- $case_id text: only for this matter
 -- $task ref: only unsealings of this task's payloads
--- $type text: QueryRun, BundleExported or PayloadUnsealed
+-- $type one of QueryRun, BundleExported, PayloadUnsealed: only these
 -- $since time: only what was recorded from then on
 -- $until time: only what was recorded before
 SELECT *

@@ -1,0 +1,120 @@
+"""A proxy before an MCP server that nobody will change: its slow tools become tasks.
+
+Guarantees: everything else of MCP passes as it is, in both directions, by FastMCP's proxy; a tool that is named runs as
+a task for clients that can take one, and as ever for the others; what the upstream server asks meanwhile (elicitation,
+sampling) are the task's own messages. A caller is who the bearer token says, which tasktrail verifies and the upstream
+server gets as well; without a token callers are anonymous. Needs fastmcp, and an upstream server that can be reached.
+
+    proxy(Upstream(url="http://127.0.0.1:9000/mcp"), "nats://…", {"slow_*": "optional"}, server="reports").http_app()
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+from fastmcp.client.transports import StdioTransport
+from fastmcp.server.dependencies import get_http_headers
+from fastmcp.server.providers.proxy import FastMCPProxy, ProxyClient
+from fastmcp.tools.base import Tool as FastMCPTool
+
+from tasktrail.events.errors import InvalidRequest
+from tasktrail.mcp.fastmcp import TasktrailTasks, in_task
+from tasktrail.mcp.link import Link
+from tasktrail.mcp.serving import Serving, ToolPolicy, connected, policy_of
+from tasktrail.services.messages import Caller
+
+_BEARER = "bearer "
+
+
+class Upstream(NamedTuple):
+    """Where the server is: a URL of streamable HTTP, or a command that speaks stdio."""
+
+    url: str = ""
+    command: Sequence[str] = ()
+
+    @property
+    def name(self) -> str:
+        """What it is called on the trail unless said otherwise."""
+        return urlsplit(self.url).hostname or "" if self.url else Path(self.command[0]).name
+
+
+class _Forwarding(Serving):
+    """Callers by their own tokens: this server checks none."""
+
+    def _caller(self) -> Caller:
+        said = get_http_headers(include={"authorization"}).get("authorization", "")
+        return Caller(token=said[len(_BEARER) :]) if said.lower().startswith(_BEARER) else Caller()
+
+
+class ProxyTasks(TasktrailTasks):
+    """The extension of a proxy: only the tools that are named become tasks."""
+
+    def __init__(self, link: Link, tools: Mapping[str, str | ToolPolicy]) -> None:
+        super().__init__(link, tools)
+        self._tasks = _Forwarding(link)
+
+    async def _offered(self) -> list[FastMCPTool]:
+        """None: the server behind need not be there yet, and what one process asked of it no other can go on with."""
+        return []
+
+
+def proxy(
+    upstream: Upstream, target: str | Path | None, tools: Mapping[str, str | ToolPolicy], *, server: str = ""
+) -> FastMCPProxy:
+    """The proxy as a FastMCP server.
+
+    `target` is the running tasktrail, as `TasktrailTasks.connect` takes it; `tools` say which tools become tasks, by
+    name or pattern (`*`); `server` is the name on the trail.
+
+    Raises:
+        InvalidRequest: one of these is not of that form.
+    """
+    if bool(upstream.url) == bool(upstream.command):
+        message = "name one upstream server: --upstream URL, or a command after --"
+        raise InvalidRequest(message)
+    if upstream.url and urlsplit(upstream.url).scheme not in {"http", "https"}:
+        message = f"{upstream.url!r:.80} is no http or https URL"
+        raise InvalidRequest(message)
+    tasks = ProxyTasks(connected(target, server or upstream.name), tools)
+    made = FastMCPProxy(
+        client_factory=_connecting(upstream),
+        name=server or upstream.name,
+        identity="upstream",
+        provider_error_strategy="raise",
+    )
+    made.add_extension(tasks)
+    return made
+
+
+def policies(said: Mapping[str, tuple[str, bool]]) -> dict[str, ToolPolicy]:
+    """Tools with their support and whether they ask before there is a task.
+
+    Raises:
+        InvalidRequest: a support is neither optional nor required.
+    """
+    return {
+        name: msgspec.structs.replace(policy_of(name, support), asks_first=first)
+        for name, (support, first) in said.items()
+    }
+
+
+def _connecting(upstream: Upstream) -> Callable[[], ProxyClient[Any]]:
+    """How each request reaches the upstream server: at the revision of MCP that it speaks, whatever the client's is.
+
+    A process that speaks stdio is shared by all requests but those of tasks: what it asks its client does not say for
+    which call, so each task has a process of its own.
+    """
+    if upstream.url:
+        over_http: ProxyClient[Any] = ProxyClient(upstream.url, mode="auto")
+        return over_http.new
+    command, *arguments = upstream.command
+    shared: ProxyClient[Any] = ProxyClient(StdioTransport(command, arguments), mode="auto")
+
+    def connect() -> ProxyClient[Any]:
+        if in_task.get():
+            return ProxyClient(StdioTransport(command, arguments, keep_alive=False), mode="auto")
+        return shared.new()
+
+    return connect
