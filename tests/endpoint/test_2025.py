@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 
+import httpx
 import pytest
 from tests.endpoint.place import ANSWER, QUESTION, RESULT, Place
 
@@ -29,6 +30,17 @@ async def test_a_task_is_read_and_listed_by_its_creator_alone(place: Place) -> N
             assert (await eve.ask(method, taskId="a" * 32))["error"] == NOT_FOUND
         assert (await ana.ask("tools/list"))["error"]["code"] == -32601
         assert (await ana.ask("tasks/update", taskId=task["task_id"]))["error"]["code"] == -32601
+
+
+@pytest.mark.requirement("A4")
+async def test_who_cannot_be_told_apart_has_no_list(place: Place) -> None:
+    """Tasks (security considerations): it would show everybody's handles to anybody."""
+    await place.made("")
+    headers = {"MCP-Protocol-Version": "2025-11-25", "Accept": "application/json, text/event-stream"}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tasks/list", "params": {}}
+    async with httpx.AsyncClient(headers=headers, trust_env=False) as nobody:
+        answer = (await nobody.post(place.url, json=body)).json()
+    assert answer["error"]["code"] == -32601
 
 
 @pytest.mark.requirement("L6", "L7")

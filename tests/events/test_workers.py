@@ -121,6 +121,14 @@ def test_what_a_lost_worker_says_is_refused_and_says_who(said: WorkCommand) -> N
 
 
 @pytest.mark.requirement("L9")
+@pytest.mark.parametrize("worker", ["", "w1", "w2"])
+def test_while_work_waits_nobody_speaks_for_it_not_even_without_a_name(worker: str) -> None:
+    """A result that came in without its worker's name would end the task that another is about to start again."""
+    done = CompleteTask(id="c", result=sealed("result"), worker=worker)
+    given(leased(), worker_lost()).when(done).then_refused("lost_worker")
+
+
+@pytest.mark.requirement("L9")
 def test_a_worker_that_takes_its_own_work_again_is_another_attempt() -> None:
     """A process that was only paused may take it; what its first run then comes to is not the second's result."""
     again = given(leased(), worker_lost(), taken("w1"))

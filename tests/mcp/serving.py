@@ -8,10 +8,9 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncGenerator, Generator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import uvicorn
-from mcp.server import MCPServer
 from starlette.types import ASGIApp
 
 from tasktrail.testing.waiting import until
@@ -45,10 +44,19 @@ def url_of(sock: socket.socket) -> str:
     return f"http://127.0.0.1:{sock.getsockname()[1]}/mcp"
 
 
+@runtime_checkable
+class MadeOf(Protocol):
+    """What an application is made of: the official SDK's server, or what stands for one."""
+
+    def streamable_http_app(self) -> Any:  # noqa: ANN401 - an ASGI application
+        """The application."""
+        ...
+
+
 @contextlib.asynccontextmanager
-async def served(mcp: MCPServer[Any] | ASGIApp, sock: socket.socket) -> AsyncGenerator[None]:
+async def served(mcp: MadeOf | ASGIApp, sock: socket.socket) -> AsyncGenerator[None]:
     """Serve `mcp`, or an application, on the socket until the block ends."""
-    app = mcp.streamable_http_app() if isinstance(mcp, MCPServer) else mcp
+    app = mcp.streamable_http_app() if isinstance(mcp, MadeOf) else mcp
     config = uvicorn.Config(app, log_level="error", ws="none", lifespan="on", timeout_graceful_shutdown=_STOP_S)
     server = _Server(config)
     serving = asyncio.create_task(server.serve([sock]))

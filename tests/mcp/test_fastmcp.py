@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncGenerator
 from datetime import timedelta
 from pathlib import Path
@@ -24,7 +25,15 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
 from pydantic import BaseModel
 
-from tasktrail.events.facts import AccessDenied, OnWorkerLost, Status, StatusReported, TaskCreated, TaskSupport
+from tasktrail.events.facts import (
+    AccessDenied,
+    OnWorkerLost,
+    Status,
+    StatusReported,
+    TaskCancelled,
+    TaskCreated,
+    TaskSupport,
+)
 from tasktrail.mcp.fastmcp import TasktrailTasks, ToolPolicy
 from tasktrail.testing.issuer import LocalIssuer
 from tasktrail.testing.service import UpProcess, wait_for
@@ -62,6 +71,8 @@ class Held(NamedTuple):
 
     entered: asyncio.Event
     stopped: asyncio.Event
+    blocking: threading.Event
+    go: threading.Event
 
 
 class Place(NamedTuple):
@@ -78,7 +89,7 @@ class Place(NamedTuple):
         return Client(self.url, self.issuer.issue(sub, "cli", aud=self.url), capabilities)
 
 
-def tools(mcp: FastMCP, held: Held) -> None:
+def tools(mcp: FastMCP, held: Held) -> None:  # noqa: C901 - a function for each tool
     """Tools as FastMCP's users write them."""
 
     @mcp.tool(task=TaskConfig(mode="required", poll_interval=timedelta(milliseconds=EVERY_MS)))
@@ -113,6 +124,12 @@ def tools(mcp: FastMCP, held: Held) -> None:
         return "new"
 
     @mcp.tool
+    def blocks() -> str:
+        held.blocking.set()
+        held.go.wait(60)
+        return "late"
+
+    @mcp.tool
     async def declares_nothing() -> dict[str, int]:
         return {"answer": 41}
 
@@ -130,13 +147,20 @@ async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Plac
     data = tmp_path_factory.mktemp("fastmcp")
     async with contextlib.AsyncExitStack() as stack:
         issuer = stack.enter_context(LocalIssuer())
-        stack.enter_context(settings({"tenants": {issuer.url: "acme"}}))
+        stack.enter_context(settings({"tenants": {issuer.url: "acme"}, "cancel_grace_ms": 500}))
         sock = stack.enter_context(listening())
-        url, seen, held = url_of(sock), Seen(), Held(asyncio.Event(), asyncio.Event())
+        url, seen, held = (
+            url_of(sock),
+            Seen(),
+            Held(asyncio.Event(), asyncio.Event(), threading.Event(), threading.Event()),
+        )
         checks = JWTVerifier(jwks_uri=issuer.jwks_url, issuer=issuer.url, audience=url, algorithm="ES256")
         mcp: FastMCP = FastMCP("reports", auth=checks, middleware=[seen])
         tools(mcp, held)
-        wishes = {"declares_nothing": ToolPolicy(support=TaskSupport.OPTIONAL, ttl_ms=WISHED_MS)}
+        wishes: dict[str, str | ToolPolicy] = {
+            "declares_nothing": ToolPolicy(support=TaskSupport.OPTIONAL, ttl_ms=WISHED_MS),
+            "blocks": "optional",
+        }
         mcp.add_extension(TasktrailTasks.embed(data, tools=wishes))
         await stack.enter_async_context(served(mcp.http_app(), sock))
         trail = await stack.enter_async_context(reading(data))
@@ -193,6 +217,26 @@ async def test_cancelling_stops_the_tool(place: Place) -> None:
         await ana.cancel(task["taskId"])
         await ana.until(task["taskId"], "cancelled")
     assert place.held.stopped.is_set()
+
+
+async def test_a_plain_function_is_not_said_to_have_stopped_while_it_runs(place: Place) -> None:
+    """FastMCP runs it in a thread, which nothing can stop: its task ends unconfirmed, and what it says then is late."""
+    async with place.client() as ana:
+        task = await ana.start("blocks")
+        await asyncio.to_thread(place.held.blocking.wait)
+        await ana.cancel(task["taskId"])
+
+        async def over() -> bool:
+            return "TaskCancelled" in await place.trail.names(task["taskId"])
+
+        await until(over)
+        assert only(await place.trail.of(task["taskId"]), TaskCancelled).reason == "unconfirmed"
+        place.held.go.set()
+
+        async def refused() -> bool:
+            return (await place.trail.names(task["taskId"]))[-1] == "CommandRefused"
+
+        await until(refused)
 
 
 async def test_a_client_is_given_the_version_it_asks_for(place: Place) -> None:

@@ -143,6 +143,13 @@ async def test_clients_without_tasks_are_served_directly_or_told(place: Place) -
         assert (await ana.call(SAMPLES, prompt="x")).error["code"] == -32021
 
 
+async def test_a_process_that_callers_share_asks_nobody(place: Place) -> None:
+    """docs/proxy.md: over stdio a question does not say whose call it is, so outside of a task it is refused."""
+    async with Client(place.url, capabilities=UNDECLARED) as ana:
+        answer = await ana.call(ASKS)
+    assert answer.result["isError"], answer
+
+
 @pytest.mark.requirement("L6")
 @pytest.mark.parametrize(
     ("tool", "method", "answer", "said"),

@@ -75,7 +75,7 @@ async def recorded(data: Path, verifier: TokenVerifier | None = None) -> AsyncGe
         )
         ours = Issuer(issuers[0].url, issuers[0].jwks_url, (place.url, "https://b.example"))
         mcp = place.workshop.server(tasks, auth=auth, token_verifier=verifier or JwtVerifier([ours]))
-        await stack.enter_async_context(served(Recorded(mcp, tasks), sock))  # type: ignore[arg-type] # it has the one method
+        await stack.enter_async_context(served(Recorded(mcp, tasks), sock))
         place.trail = await stack.enter_async_context(reading(data))
         yield place
 

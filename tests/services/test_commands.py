@@ -54,3 +54,17 @@ async def test_one_principals_flood_delays_itself_and_not_another_principal(feed
     assert view["status"] == "working"
     assert before < FLOOD / 4, f"{before} of {FLOOD} came first"
     assert set(outcomes) <= {"ok", "-32029"}
+
+
+@pytest.mark.requirement("O2")
+async def test_a_subject_speaks_in_no_other_servers_name(up: UpProcess) -> None:
+    """The token of "x-reports" is another than its name: who may not use that one must not use this one instead."""
+    nc = await up.adapter().connect("somebody")
+    try:
+        for token in ("x-reports", "x-billing"):
+            reply = await nc.request(
+                f"tasktrail.cmd.{token}.collect", b'{"task_ref": "%s"}' % (b"a" * 32), timeout=ANSWER_S
+            )
+            assert msgspec.json.decode(reply.data)["error"]["reason"] == "invalid_request"
+    finally:
+        await nc.close()

@@ -94,7 +94,7 @@ class Client:
     async def do(self, op: str, /, **said: object) -> Any:  # noqa: ANN401 - JSON
         return await self.clients.request(self.name, op, **said)
 
-    async def call(self, tool: str, /, ttl: int = 60_000, **arguments: object) -> Json:
+    async def call(self, tool: str, /, ttl: int = 600_000, **arguments: object) -> Json:
         """Call a tool as a task: `task` of the answer."""
         made = await self.do("call", name=tool, arguments=arguments, ttl=ttl)
         task: Json = made["task"]

@@ -24,6 +24,8 @@ DEFAULT_TENANT = "default"
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _ENCODED = "x-"
+DIGEST = f"{_ENCODED}-"
+"""What the token of a name begins with that is too long to be one: a digest follows."""
 _ID_BYTES = 20
 _KINDS = frozenset({"task", "access", "denied", "control", "governance"})
 TASK_ID_LENGTH = 32
@@ -52,12 +54,12 @@ def tenant_token(tenant: str) -> str:
     raw = tenant.encode("utf-8", "surrogatepass")
     if len(raw) <= 40:  # noqa: PLR2004 - a subject's token stays short
         return _ENCODED + _base32(raw)
-    return f"{_ENCODED}-{_base32(hashlib.sha256(raw).digest())}"
+    return f"{DIGEST}{_base32(hashlib.sha256(raw).digest())}"
 
 
 def token_text(token: str) -> str:
     """The text a token stands for; a token that holds only a digest stands for itself."""
-    if not token.startswith(_ENCODED) or token.startswith(f"{_ENCODED}-"):
+    if not token.startswith(_ENCODED) or token.startswith(DIGEST):
         return token
     encoded = token.removeprefix(_ENCODED).upper()
     try:

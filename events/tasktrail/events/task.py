@@ -170,8 +170,8 @@ class Task(Record, frozen=True, kw_only=True):
         return bool(self.worker) or self.worker_lost_at_ms is not None
 
     def lost_to(self, worker: str, attempt: int) -> bool:
-        """Whether the work is not, or no longer, this worker's in this attempt (0: in any)."""
-        return self.leased and (worker != self.worker or attempt not in {0, self.attempt})
+        """Whether the work is not, or no longer, this worker's in this attempt (0: in any); nobody's while it waits."""
+        return self.leased and (not self.worker or worker != self.worker or attempt not in {0, self.attempt})
 
     @property
     def waits_for_worker(self) -> bool:

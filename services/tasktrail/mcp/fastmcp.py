@@ -1,7 +1,7 @@
 """Tasks for FastMCP 4: `task=True` tools unchanged, their tasks on tasktrail.
 
-Guarantees: those of `serving.py`. What a tool declares counts (`task=True`, `TaskConfig(mode=…, poll_interval=…)`);
-`tools` only adds what FastMCP has no word for. FastMCP's middleware runs once, around the creating call; `ctx.elicit`
+Guarantees: those of `serving.py`. What a tool declares counts (`task=True`, `TaskConfig(mode=…, poll_interval=…)`),
+unless `tools` names it. FastMCP's middleware runs once, around the creating call; `ctx.elicit`
 works inside a task, too. Needs fastmcp >= 4.1.
 
     mcp = FastMCP("reports")
@@ -30,6 +30,7 @@ from fastmcp.server.dependencies import bind_request_context, extract_version_sp
 from fastmcp.server.extensions import MethodBinding, ServerExtension, ToolCallContinuation, ToolCallOutcome
 from fastmcp.tools.base import InputRequiredToolResult, ToolResult
 from fastmcp.tools.base import Tool as FastMCPTool
+from fastmcp.utilities.async_utils import is_coroutine_function
 from fastmcp.utilities.versions import VersionSpec
 from mcp.server.mcpserver.resolve import returns_input_required
 from mcp.shared.exceptions import MCPError
@@ -155,7 +156,7 @@ class TasktrailTasks(ServerExtension):
             return await call_next()
         if (policy.asks_first or _asks_first(tool)) and params.input_responses is None:
             return await call_next()
-        run = Tool(self._entering(version), _definition_sha256(tool))
+        run = Tool(self._entering(version), _definition_sha256(tool), in_thread=_in_thread(tool))
         return _Created(**wire.created(await self._tasks.create(params, ctx, policy, run)))
 
     async def _offered(self) -> list[FastMCPTool]:
@@ -166,7 +167,9 @@ class TasktrailTasks(ServerExtension):
     async def _found(self, name: str) -> Tool | None:
         """The tool of this name, to be run again: its newest version."""
         tool = await self._tool(name, None)
-        return None if tool is None else Tool(self._entering(None), _definition_sha256(tool))
+        return (
+            None if tool is None else Tool(self._entering(None), _definition_sha256(tool), in_thread=_in_thread(tool))
+        )
 
     async def _tool(self, name: str, version: VersionSpec | None) -> FastMCPTool | None:
         try:
@@ -237,6 +240,12 @@ def _asks_first(tool: FastMCPTool) -> bool:
     """Whether the tool may ask before there is a task: its function is declared to return questions."""
     fn = getattr(tool, "fn", None)
     return fn is not None and returns_input_required(fn)
+
+
+def _in_thread(tool: FastMCPTool) -> bool:
+    """Whether FastMCP runs the tool in a thread, which nothing can stop: one that `tools` names may be plain."""
+    fn = getattr(tool, "fn", None)
+    return fn is not None and not is_coroutine_function(fn)
 
 
 def _definition_sha256(tool: FastMCPTool) -> str:

@@ -8,22 +8,28 @@ server gets as well; without a token callers are anonymous. Needs fastmcp, and a
     proxy(Upstream(url="http://127.0.0.1:9000/mcp"), "nats://…", {"slow_*": "optional"}, server="reports").http_app()
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 import msgspec
+from fastmcp.client.logging import LogMessage
 from fastmcp.client.transports import StdioTransport
 from fastmcp.server.dependencies import get_http_headers
 from fastmcp.server.providers.proxy import FastMCPProxy, ProxyClient
 from fastmcp.tools.base import Tool as FastMCPTool
+from mcp.shared.exceptions import MCPError
+from mcp_types import INTERNAL_ERROR
 
 from tasktrail.events.errors import InvalidRequest
 from tasktrail.mcp.fastmcp import TasktrailTasks, in_task
 from tasktrail.mcp.link import Link
 from tasktrail.mcp.serving import Serving, ToolPolicy, connected, policy_of
 from tasktrail.services.messages import Caller
+
+_log = logging.getLogger(__name__)
 
 _BEARER = "bearer "
 
@@ -100,17 +106,35 @@ def policies(said: Mapping[str, tuple[str, bool]]) -> dict[str, ToolPolicy]:
     }
 
 
+async def _nobody(*_: object) -> NoReturn:
+    """A shared process asks for nobody in particular: its question is refused, and could be anybody's."""
+    message = "no client can be asked outside of a task"
+    raise MCPError(INTERNAL_ERROR, message)
+
+
+async def _log_of_process(message: LogMessage) -> None:
+    """A shared process logs for nobody in particular."""
+    _log.info("%s: %s", message.level, message.data)
+
+
 def _connecting(upstream: Upstream) -> Callable[[], ProxyClient[Any]]:
     """How each request reaches the upstream server: at the revision of MCP that it speaks, whatever the client's is.
 
-    A process that speaks stdio is shared by all requests but those of tasks: what it asks its client does not say for
-    which call, so each task has a process of its own.
+    A process that speaks stdio is shared by all requests but those of tasks. What it asks its client does not say for
+    which call, so those of the shared one are refused, and each task has a process of its own.
     """
     if upstream.url:
         over_http: ProxyClient[Any] = ProxyClient(upstream.url, mode="auto")
         return over_http.new
     command, *arguments = upstream.command
-    shared: ProxyClient[Any] = ProxyClient(StdioTransport(command, arguments), mode="auto")
+    shared: ProxyClient[Any] = ProxyClient(
+        StdioTransport(command, arguments),
+        mode="auto",
+        roots=[],
+        sampling_handler=_nobody,
+        elicitation_handler=_nobody,
+        log_handler=_log_of_process,
+    )
 
     def connect() -> ProxyClient[Any]:
         if in_task.get():

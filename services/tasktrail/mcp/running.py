@@ -142,7 +142,7 @@ class Run:
     ) -> None:
         """`worker` is what this process is called; an `Order` is work that another one began."""
         self.ref = view.task_ref
-        self._worker, self._attempt = worker, view.attempt if isinstance(view, Order) else 1
+        self._worker, self.attempt = worker, view.attempt if isinstance(view, Order) else 1
         self._asked = list(view.asked) if isinstance(view, Order) else []
         self._lost = False
         self._enter, self._link, self._params = tool.enter, link, params
@@ -182,9 +182,9 @@ class Run:
     def _is_lost(self, seen: Signal | WorkView) -> bool:
         if isinstance(seen, WorkView):
             return seen.lost
-        if not (seen.worker or seen.waiting) or seen.attempt < self._attempt:
+        if not (seen.worker or seen.waiting) or seen.attempt < self.attempt:
             return False
-        return seen.waiting or (seen.worker, seen.attempt) != (self._worker, self._attempt)
+        return seen.waiting or (seen.worker, seen.attempt) != (self._worker, self.attempt)
 
     def abandon(self) -> None:
         """The work is begun anew beside this run, which was lost."""
@@ -400,7 +400,7 @@ class Run:
 
     def _of(self) -> dict[str, Any]:
         """Which task, and who speaks of it."""
-        return {"task_ref": self.ref, "worker": self._worker, "attempt": self._attempt if self._worker else 0}
+        return {"task_ref": self.ref, "worker": self._worker, "attempt": self.attempt if self._worker else 0}
 
     def _mine(self) -> dict[str, Any]:
         """The same, with the id of a new command."""

@@ -12,6 +12,7 @@ Source: SEP-2663 (`io.modelcontextprotocol/tasks`, protocol 2026-07-28).
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import secrets
@@ -44,12 +45,14 @@ from tasktrail.mcp.running import Call, RequestContext, Run, Tool
 from tasktrail.services import messages, wire
 from tasktrail.services.clock import now_ms
 from tasktrail.services.connection import Connection
-from tasktrail.services.messages import Signal, TaskView
+from tasktrail.services.messages import DEFINED_MAX, Signal, TaskView
 
 _log = logging.getLogger(__name__)
 
 URL_VARIABLE = "TASKTRAIL_CONNECT"
 STOP_WITHIN_S = 5.0
+NAME_MAX = 512
+"""Characters of a tool's name that a message can say."""
 SETTLE_WITHIN_MS = 60_000
 LEASE_S = 30.0
 """The length of a lease until tasktrail has told its own."""
@@ -127,6 +130,12 @@ Defined = Callable[[], dict[str, str]]
 """The digests of the tools' definitions as they are now, by name."""
 
 
+def _sayable(tools: Mapping[str, str]) -> dict[str, str]:
+    """Those of these tools that a message can name: as many as it takes, with names that fit."""
+    fitting = {name: said for name, said in tools.items() if len(name) <= NAME_MAX}
+    return dict(itertools.islice(fitting.items(), DEFINED_MAX))
+
+
 class Serving:
     """The tasks of one server."""
 
@@ -161,7 +170,7 @@ class Serving:
 
     def rerun(self, names: Iterable[str], find: Find, lifespan_context: Any) -> None:  # noqa: ANN401 - as `Call.again`
         """From here on take over tasks of these tools whose process was lost, until `lose_runs`."""
-        tools = tuple(names)
+        tools = tuple(_sayable(dict.fromkeys(names, "")))
         if tools and self._taking is None:
             self._taking = asyncio.create_task(self._take_for_ever(tools, find, lifespan_context))
 
@@ -189,14 +198,17 @@ class Serving:
         """Be known to be alive, so that what runs here is nobody else's."""
         why = ""
         while True:
-            said = messages.RenewLease(worker=self._worker, tools=defined())
             try:
+                said = messages.RenewLease(worker=self._worker, tools=_sayable(defined()))
                 lease: messages.Lease = await self._link.request("renew", said)
                 self._lease_s, why, pause_s = lease.lease_ms / 1000, "", lease.lease_ms / 3000
             except TasktrailError as error:
                 if error.reason != why:
                     _log.warning("the lease of worker %s could not be renewed: %s", self._worker, error.message)
                 why, pause_s = error.reason, min(RENEW_AGAIN_S, self._lease_s / 6)
+            except Exception:  # noqa: BLE001 - whatever it was, what runs here must not become another's
+                _log.exception("the lease of worker %s could not be renewed", self._worker)
+                pause_s = min(RENEW_AGAIN_S, self._lease_s / 6)
             await asyncio.sleep(pause_s)
 
     async def _take_for_ever(self, names: tuple[str, ...], find: Find, lifespan_context: Any) -> None:  # noqa: ANN401 - see `rerun`
@@ -240,6 +252,9 @@ class Serving:
         self._taken.move_to_end(order.task_ref)
         while len(self._taken) > messages.TAKEN_MAX:
             self._taken.popitem(last=False)
+        running = self._runs.get(order.task_ref)
+        if running is not None and running.attempt == order.attempt:
+            return False
         params = CallToolRequestParams(name=order.tool, arguments=order.arguments)
         call = Call.again(order, lifespan_context)
         self._begin(Run(self._link, order, params, call, tools[order.tool], worker=self._worker))

@@ -61,6 +61,7 @@ class TasktrailTasks:
     ) -> None:
         self._link, self._forward = link, forward_tokens
         self._server: Server[Any, Any] | None = None
+        self._named = tuple(tools or ())
         door = Door(link, forward=forward_tokens)
         self._notices = Notices(link)
         self._results = Results(link, forward=forward_tokens, find=self._work_of)
@@ -138,6 +139,8 @@ class TasktrailTasks:
         Once for a server's whole life, not for each session. Work that runs at the end ends as failed, on the trail.
         """
         low = server._mcp_server if isinstance(server, FastMCP) else server  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] # FastMCP has no public way to the server that it is made of
+        if isinstance(server, FastMCP):
+            self._see_async(server)
         self._link.server = self._link.server or low.name
         await self._link.start()
         stop = self._link.listen(self._signalled)
@@ -153,6 +156,18 @@ class TasktrailTasks:
             await self._notices.stop()
             await self._results.stop()
             await self._link.stop()
+
+    def _see_async(self, server: FastMCP[Any]) -> None:
+        """See that no tool that runs as a task is a plain function: the SDK would run it in the way of everything else.
+
+        Raises:
+            InvalidRequest: one is.
+        """
+        for name in self._named:
+            tool = server._tool_manager.get_tool(name)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] # FastMCP has no public way to a tool's function
+            if tool is not None and not tool.is_async:
+                message = f"tool {name!r} is no `async def`: SDK v1 would run it on the event loop, in everybody's way"
+                raise InvalidRequest(message)
 
     def _enable(self, server: Server[Any, Any]) -> None:
         """Take the place of the SDK's own task handlers, and stand before its tools."""

@@ -12,7 +12,7 @@ come again when too many wait.
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TypeAlias
 
 import msgspec
@@ -21,7 +21,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from tasktrail.events.errors import InvalidRequest, NothingWritten, TasktrailError
-from tasktrail.events.subjects import token_text
+from tasktrail.events.subjects import DIGEST, tenant_token, token_text
 from tasktrail.services import strict_json
 from tasktrail.services.access.callers import Channel
 from tasktrail.services.access.desk import Desk
@@ -47,7 +47,9 @@ Publish: TypeAlias = Callable[[str, bytes], Awaitable[None]]
 class Endpoint:
     """Answers requests, each in a task of its own: the broker's next one is taken at once, whoever sent the last."""
 
-    def __init__(self, desk: Desk, publish: Publish, *, payload_max_bytes: int) -> None:
+    def __init__(self, desk: Desk, publish: Publish, *, payload_max_bytes: int, servers: Iterable[str] = ()) -> None:
+        """`servers` are the names of those MCP servers that the configuration names."""
+        self._named = {tenant_token(name): name for name in servers}
         self._desk, self._publish, self._bytes_max = desk, publish, payload_max_bytes + ENVELOPE_BYTES
         self._turns = Turns()
         self._answering: set[asyncio.Task[None]] = set()
@@ -84,7 +86,7 @@ class Endpoint:
             return _encode({"error": failed(stopping)})
         try:
             async with self._turns.taken(len(body)):
-                done = await _carry_out(self._desk, subject, body, self._bytes_max)
+                done = await _carry_out(self._desk, subject, body, self._bytes_max, self._named)
         except TasktrailError as error:
             return _encode({"error": failed(error)})
         except Exception:  # noqa: BLE001 - the caller gets an answer whatever happens; the log has the rest
@@ -93,14 +95,16 @@ class Endpoint:
         return _encode({"ok": done})
 
 
-def serve(bus: NatsBroker, desk: Desk, publish: Publish, *, payload_max_bytes: int) -> Endpoint:
+def serve(
+    bus: NatsBroker, desk: Desk, publish: Publish, *, payload_max_bytes: int, servers: Iterable[str] = ()
+) -> Endpoint:
     """Register the endpoint on the bus, with what its answers are sent by; drain it before the bus stops."""
-    endpoint = Endpoint(desk, publish, payload_max_bytes=payload_max_bytes)
+    endpoint = Endpoint(desk, publish, payload_max_bytes=payload_max_bytes, servers=servers)
     bus.subscriber(f"{COMMANDS}.*.*", queue=QUEUE, codec=RAW)(endpoint.take)
     return endpoint
 
 
-async def _carry_out(desk: Desk, subject: str, body: bytes, bytes_max: int) -> msgspec.Struct:
+async def _carry_out(desk: Desk, subject: str, body: bytes, bytes_max: int, named: Mapping[str, str]) -> msgspec.Struct:
     server, _, action = subject.removeprefix(f"{COMMANDS}.").partition(".")
     kinds = ACTIONS.get(action)
     if kinds is None:
@@ -112,7 +116,20 @@ async def _carry_out(desk: Desk, subject: str, body: bytes, bytes_max: int) -> m
     except msgspec.ValidationError as error:
         message = f"{action}: {error}"[:_SAID_MAX]
         raise InvalidRequest(message) from None
-    return await desk.carry_out(action, request, Channel(server=token_text(server), in_process=False))
+    return await desk.carry_out(action, request, Channel(server=_server(server, named), in_process=False))
+
+
+def _server(token: str, named: Mapping[str, str]) -> str:
+    """The MCP server that a subject's token stands for; `named` has those of the configuration by theirs.
+
+    Raises:
+        InvalidRequest: the token is no server's, but looks like the name of one.
+    """
+    name = named.get(token) or token_text(token)
+    if tenant_token(name) != token and not (name == token and token.startswith(DIGEST)):
+        message = f"{token!r:.80} stands for no MCP server: its token is {tenant_token(name)}"
+        raise InvalidRequest(message)
+    return name
 
 
 def failed(error: TasktrailError) -> Failed:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from tasktrail.events.errors import InvalidRequest, NotAuthorised
+from tasktrail.events.subjects import DIGEST
 from tasktrail.services.configuration import ANY, McpServer
 
 SERVER_HEADER = "Tasktrail-Server"
@@ -76,8 +77,8 @@ class Servers:
         if not name:
             message = f"this token is good for several MCP servers: name yours in the header {SERVER_HEADER}"
             raise InvalidRequest(message)
-        if len(name) > NAME_MAX or not name.isprintable():
-            message = f"{SERVER_HEADER} is at most {NAME_MAX} printable characters on one line"
+        if len(name) > NAME_MAX or not name.isprintable() or name.startswith(DIGEST):
+            message = f"{SERVER_HEADER} is at most {NAME_MAX} printable characters on one line, not {DIGEST} first"
             raise InvalidRequest(message)
         first = next((one.name for one in self._configured if fnmatchcase(name, one.name)), None)
         if own != (first or (ANY if not self._configured else None)):

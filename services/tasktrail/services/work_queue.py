@@ -36,6 +36,8 @@ _log = logging.getLogger(__name__)
 
 ACK_WAIT_S = 30.0
 IN_HAND_MAX = 10_000
+UNUSED_S = 600.0
+"""A server's consumer is gone when nobody has asked for so long; who asks again makes it again."""
 AT_ONCE = 64
 _LOOK_S = 5.0
 _RETRY_S, _RETRY_MAX_S = 0.5, 30.0
@@ -155,6 +157,7 @@ class WorkQueue:
                 ack_policy=api.AckPolicy.EXPLICIT,
                 ack_wait=ACK_WAIT_S,
                 max_ack_pending=IN_HAND_MAX,
+                inactive_threshold=UNUSED_S,
             ),
         )
 

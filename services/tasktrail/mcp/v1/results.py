@@ -11,7 +11,6 @@ in one call. Source: MCP 2025-11-25, tasks (Input Required Status, Result Retrie
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import secrets
 from collections import OrderedDict
@@ -65,7 +64,6 @@ class Results:
     def __init__(self, link: Link, *, forward: bool, find: Callable[[str], Work | None]) -> None:
         """`find` gives the work of a task, by its reference, when it runs in this process."""
         self._link, self._forward, self._find = link, forward, find
-        self._ids = itertools.count(_IDS_FROM + secrets.randbelow(_IDS_FROM))
         self._questions: OrderedDict[int, _Question] = OrderedDict()
         self._calls: dict[str, set[_Call]] = {}
         self._settling: set[asyncio.Task[None]] = set()
@@ -151,7 +149,7 @@ class Results:
         for key, ask in view.input_requests.items():
             if not call.asks(key):
                 continue
-            number = next(self._ids)
+            number = _IDS_FROM + secrets.randbelow(_IDS_FROM)  # not to be guessed: who answers another's eats it
             self._questions[number] = _Question(view.task_id, view.task_ref, key, ask.method, call.again)
             while len(self._questions) > QUESTIONS_MAX:
                 self._questions.popitem(last=False)

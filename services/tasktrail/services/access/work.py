@@ -8,7 +8,9 @@ nobody else's report counts; work that lost its worker is given to one that asks
     view = await work.complete(messages.CompleteTask(task_ref=…, command_id=…, result={…}), channel)
 """
 
-from collections.abc import Callable
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Generator
 
 import msgspec
 
@@ -36,6 +38,8 @@ from tasktrail.services.states import States
 from tasktrail.services.work_queue import Offer, WorkQueue
 
 OFFERS_MAX = 16
+ASKING_MAX = 8
+"""How many processes of one MCP server wait for work at a time; more are answered at once."""
 """How many pieces of waiting work are looked at for one that asks."""
 OTHERS_S, PAUSED_S, RETRY_S = 2.0, 5.0, 1.0
 """After how long work is offered again: of a tool that the last one asking does not have; that policy makes wait; that
@@ -57,11 +61,23 @@ class Work:
         leases: Leases,
         queue: WorkQueue,
     ) -> None:
+        self._asking: Counter[str] = Counter()
         self._ledger, self._states, self._payloads, self._recorder = ledger, states, payloads, recorder
         self._governance, self._policies = governance, policies
         self._losing, self._leases, self._queue = losing, leases, queue
         self.on_defined: Callable[[Channel, str, str], None] = lambda _channel, _tool, _sha256: None
         """Told how a tool is defined now (`Definitions.seen`)."""
+
+    @contextlib.contextmanager
+    def _counted(self, server: str) -> Generator[None]:
+        """One more of this server asks for work."""
+        self._asking[server] += 1
+        try:
+            yield
+        finally:
+            self._asking[server] -= 1
+            if not self._asking[server]:
+                del self._asking[server]
 
     async def report(self, said: messages.ReportStatus, channel: Channel) -> WorkView:
         """How far the work is; an unchanged text changes nothing and is not recorded."""
@@ -148,9 +164,10 @@ class Work:
         again = await self._unanswered(said, channel)
         if again is not None:
             return messages.Taken(order=again)
-        wait_s = said.wait_ms / 1000
+        wait_s = said.wait_ms / 1000 if self._asking[channel.server] < ASKING_MAX else 0.0
         for _ in range(OFFERS_MAX):
-            offer = await self._queue.next(channel.server, wait_s)
+            with self._counted(channel.server):
+                offer = await self._queue.next(channel.server, wait_s)
             if offer is None:
                 break
             wait_s = 0.0
@@ -172,7 +189,9 @@ class Work:
             if state is None or not state.task.live or state.task.worker != said.worker:
                 continue
             if said.taken.get(held.task_ref) != state.task.attempt and state.task.tool in said.tools:
-                return await self._order(state)
+                authority, _ = self._authority(state, channel, "take")
+                if self._policies.decide(Action.CONTINUE, authority, about=state.task).effect == "allow":
+                    return await self._order(state)
         return None
 
     async def _taken(self, offer: Offer, said: messages.TakeWork, channel: Channel) -> State | None:

@@ -121,6 +121,9 @@ class Endpoint:
         if asked.modern:
             return answered(asked.id, {"result": await self._modern(asked)})
         self._serves_earlier(asked)
+        if asked.method == "tasks/list" and not asked.caller.token:
+            # MCP 2025-11-25, tasks: a receiver that cannot tell requestors apart offers no list.
+            raise Refused(requests.METHOD_NOT_FOUND, "tasks are listed for whoever sends a bearer token")
         earlier = self._earlier
         serving = {"tasks/get": earlier.get, "tasks/list": earlier.list, "tasks/cancel": earlier.cancel}
         return answered(asked.id, {"result": await serving[asked.method](asked)})

@@ -42,7 +42,9 @@ VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
 CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
 
 _ONCE = (VERSION, METHOD, NAME, "authorization", "content-type")
-_METHOD = re.compile(r"(?!notifications/)[a-z][A-Za-z]{0,23}(/[A-Za-z_]{1,23}){0,2}")
+_TASKS = frozenset(f"tasks/{one}" for one in ("get", "update", "cancel", "list", "result"))
+_TOLD = frozenset({*_TASKS, "initialize", "ping", "subscriptions/listen", "tools/call", "tools/list"})
+"""Methods that are recorded by name; one that anybody made up is not, for each name would begin an entry."""
 _ENCODED = re.compile(r"=\?base64\?(.*)\?=")
 _JSON = "application/json"
 _RESPONSE = "response"
@@ -188,7 +190,7 @@ def _caller(headers: Mapping[str, str]) -> Caller:
 def _call(scope: Scope, asked: Asked) -> Call:
     client = cast("tuple[str, int] | None", scope.get("client"))
     return Call(
-        method=asked.method if _METHOD.fullmatch(asked.method) else "http",
+        method=asked.method if asked.method in {*_TOLD, _RESPONSE} else "http",
         protocol_version=text(asked.headers.get(VERSION) or asked.meta.get(VERSION_KEY)),
         wire=wire.WIRE if asked.modern else wire_2025.WIRE,
         rpc_id=wire.rpc_id(asked.id),
