@@ -42,7 +42,7 @@ async def test_both_sides_say_what_they_can_and_the_creation_records_it(place: P
     created = only(await place.trail.of(task["taskId"]), TaskCreated)
     assert (created.wire, created.protocol_version, created.tool) == ("mcp/2025-11-25", "2025-11-25", "complains")
     assert set(created.client_features) == {"elicitation", "sampling"}
-    assert created.requested_ttl_ms == task["ttl"] == 60_000
+    assert created.requested_ttl_ms == task["ttl"] == 600_000
     assert created.worker
     assert created.tool_sha256
 
