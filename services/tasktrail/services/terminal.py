@@ -6,6 +6,7 @@ before the command that needs it is run, but what reading a trail needs.
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Generator, Iterable
 from datetime import UTC, datetime
@@ -208,8 +209,15 @@ def tail(  # noqa: PLR0913 - one for each option
     as_file: As = None,
 ) -> None:
     """Follow what is recorded, as it is recorded, until Ctrl-C."""
+    with contextlib.suppress(ValueError):  # only the main thread hears signals
+        signal.signal(signal.SIGINT, _interrupted)
     with _told(), _source(data, url, as_file, case) as source:
         _follow(source.tail(since), as_json=as_json)
+
+
+def _interrupted(_number: int, _frame: object) -> None:
+    """End at once: an exception may be lost where Python does not let one out, and there is nothing to clean up."""
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _follow(steps: Iterable[Step], *, as_json: bool) -> None:
