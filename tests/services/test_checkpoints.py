@@ -147,7 +147,7 @@ async def test_a_service_goes_on_with_one_tree_over_restarts_and_kills(house: Ho
         up.kill()
         up.start()
         await feed(up, 10, 300)
-        newest = waited(up, "a checkpoint of all", covering(300))
+        newest = waited(up, "a checkpoint of all", covering(302))
         status, note = up.get("/tlog/checkpoint")
         assert status == 200
         assert note.decode() == newest["checkpoint"]

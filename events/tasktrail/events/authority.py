@@ -205,10 +205,14 @@ class PolicyDecision(Record, frozen=True, kw_only=True):
 
 
 class Request(Record, frozen=True, kw_only=True):
-    """The request that carried the step. `rpc_id` is the JSON-RPC id: a number as it is, text only as its digest."""
+    """The request that carried the step. `rpc_id` is the JSON-RPC id: a number as it is, text only as its digest.
+
+    `server_level` is `claimed` where the caller named the MCP server, and asked tasktrail itself.
+    """
 
     method: str
     server: str = ""
+    server_level: Level = Level.ASSERTED
     wire: str = ""
     protocol_version: str = ""
     rpc_id: str = ""
@@ -217,6 +221,11 @@ class Request(Record, frozen=True, kw_only=True):
     address_level: Level = Level.CLAIMED
     forwarded_for: str = ""
     session: str = ""
+
+    @property
+    def through(self) -> str:
+        """The MCP server that the request came through; empty where its name is only the caller's word."""
+        return "" if self.server_level is Level.CLAIMED else self.server
 
 
 class Authority(Record, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ come again when too many wait.
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias
 
 import msgspec
@@ -27,6 +27,7 @@ from tasktrail.services.access.callers import Channel
 from tasktrail.services.access.desk import Desk
 from tasktrail.services.bus import RAW
 from tasktrail.services.messages import ACTIONS, COMMANDS, Failed
+from tasktrail.services.settings import Settings
 from tasktrail.services.turns import Turns
 
 _log = logging.getLogger(__name__)
@@ -47,10 +48,10 @@ Publish: TypeAlias = Callable[[str, bytes], Awaitable[None]]
 class Endpoint:
     """Answers requests, each in a task of its own: the broker's next one is taken at once, whoever sent the last."""
 
-    def __init__(self, desk: Desk, publish: Publish, *, payload_max_bytes: int, servers: Iterable[str] = ()) -> None:
-        """`servers` are the names of those MCP servers that the configuration names."""
-        self._named = {tenant_token(name): name for name in servers}
-        self._desk, self._publish, self._bytes_max = desk, publish, payload_max_bytes + ENVELOPE_BYTES
+    def __init__(self, desk: Desk, publish: Publish, settings: Settings) -> None:
+        self._desk, self._publish = desk, publish
+        self._bytes_max = settings.payload_max_bytes + ENVELOPE_BYTES
+        self._named = {tenant_token(one.name): one.name for one in settings.servers if one.named}
         self._turns = Turns()
         self._answering: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -95,11 +96,9 @@ class Endpoint:
         return _encode({"ok": done})
 
 
-def serve(
-    bus: NatsBroker, desk: Desk, publish: Publish, *, payload_max_bytes: int, servers: Iterable[str] = ()
-) -> Endpoint:
+def serve(bus: NatsBroker, desk: Desk, publish: Publish, settings: Settings) -> Endpoint:
     """Register the endpoint on the bus, with what its answers are sent by; drain it before the bus stops."""
-    endpoint = Endpoint(desk, publish, payload_max_bytes=payload_max_bytes, servers=servers)
+    endpoint = Endpoint(desk, publish, settings)
     bus.subscriber(f"{COMMANDS}.*.*", queue=QUEUE, codec=RAW)(endpoint.take)
     return endpoint
 
@@ -126,7 +125,7 @@ def _server(token: str, named: Mapping[str, str]) -> str:
         InvalidRequest: the token is no server's, but looks like the name of one.
     """
     name = named.get(token) or token_text(token)
-    if tenant_token(name) != token and not (name == token and token.startswith(DIGEST)):
+    if not name or (tenant_token(name) != token and not token.startswith(DIGEST)):
         message = f"{token!r:.80} stands for no MCP server: its token is {tenant_token(name)}"
         raise InvalidRequest(message)
     return name

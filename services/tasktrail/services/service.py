@@ -326,13 +326,7 @@ class Service:
         await each_current(self.states, self._recalled)
         await self.enforcement.start()
         self._stack.push_async_callback(self.enforcement.stop)
-        endpoint = commands.serve(
-            bus,
-            self.desk,
-            self.nc.publish,
-            payload_max_bytes=self.settings.payload_max_bytes,
-            servers=[one.name for one in self.settings.servers if one.named],
-        )
+        endpoint = commands.serve(bus, self.desk, self.nc.publish, self.settings)
         store = await asyncio.to_thread(AuditStore.open, self.settings.data / AUDIT_FILE)
         self._stack.push_async_callback(asyncio.to_thread, store.close)
         self.notary = Notary(

@@ -53,10 +53,14 @@ _FORWARDED_MAX = 8
 
 
 class Channel(msgspec.Struct, frozen=True, kw_only=True):
-    """How a request came to the service: which MCP server, and whether it runs in this process."""
+    """How a request came to the service: which MCP server, and whether it runs in this process.
+
+    `claimed`: by none, the caller asks the service itself, and `server` is the one it names.
+    """
 
     server: str
     in_process: bool
+    claimed: bool = False
 
 
 class _Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -283,6 +287,7 @@ def request(call: Call, channel: Channel) -> Request:
     return Request(
         method=call.method,
         server=channel.server,
+        server_level=Level.CLAIMED if channel.claimed else Level.ASSERTED,
         wire=call.wire,
         protocol_version=call.protocol_version,
         rpc_id=call.rpc_id if _RPC_ID.fullmatch(call.rpc_id) else "",

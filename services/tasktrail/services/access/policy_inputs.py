@@ -179,7 +179,7 @@ def _context(authority: Authority, binding: BindingCheck | None) -> Inputs:
     return {
         "is_creator": caller and binding is not None and binding.matches and not authority.grant,
         "by_grant": caller and bool(authority.grant),
-        "server": request.server if request else "",
+        "server": request.through if request else "",
         "address": address(request.address) if request and known else "",
     }
 

@@ -173,7 +173,7 @@ def _who(authority: Authority) -> Hashable:
         authority.client,
         authority.actors,
         (credential.method, credential.verification, credential.token_hash, credential.jti) if credential else None,
-        (request.address, request.server) if request else None,
+        (request.address, request.through) if request else None,
     )
 
 

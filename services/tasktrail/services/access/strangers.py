@@ -37,8 +37,10 @@ class Strangers:
         principal, credential, request = authority.principal, authority.credential, authority.request
         if principal is None or principal.level is not Level.CLAIMED or credential is None:
             return authority
-        claim = (principal, authority.client, authority.actors, credential.token_hash, credential.jti)
-        minute = self._minute((authority.tenant, request.address, request.server) if request else None, now_ms)
+        through = request.through if request else ""
+        claimed = request.server if request and not through else ""
+        claim = (principal, authority.client, authority.actors, credential.token_hash, credential.jti, claimed)
+        minute = self._minute((authority.tenant, request.address, through) if request else None, now_ms)
         if claim in minute.seen or len(minute.seen) < APART:
             minute.seen.add(claim)
             return authority
@@ -63,4 +65,6 @@ class Strangers:
 
 def _bare(request: Request | None) -> Request | None:
     """The request without what is of one alone."""
-    return msgspec.structs.replace(request, rpc_id="", traceparent="", forwarded_for="") if request else None
+    if request is None:
+        return None
+    return msgspec.structs.replace(request, server=request.through, rpc_id="", traceparent="", forwarded_for="")

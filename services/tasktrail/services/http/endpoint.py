@@ -26,7 +26,7 @@ from tasktrail.services.commands import ENVELOPE_BYTES
 from tasktrail.services.ending import end
 from tasktrail.services.http import endpoint_requests as requests
 from tasktrail.services.http.edge import Receive, Scope, Send
-from tasktrail.services.http.endpoint_requests import Asked, Refused, Reply, accepts, answered, read, refused
+from tasktrail.services.http.endpoint_requests import NO_SERVER, Asked, Refused, Reply, accepts, answered, read, refused
 from tasktrail.services.http.endpoint_results import Earlier, Message, Messages
 from tasktrail.services.messages import TaskView
 from tasktrail.services.servers import NAME_MAX
@@ -34,8 +34,6 @@ from tasktrail.services.turns import Turns
 from tasktrail.services.wire_2025 import Question
 
 PATH = "/mcp"
-NO_SERVER = "tasktrail"
-"""The server of a request whose path names none."""
 READ_WITHIN_S = 30.0
 """How long a body may take to come."""
 LISTEN = "subscriptions/listen"

@@ -41,6 +41,8 @@ VERSION, METHOD, NAME = "mcp-protocol-version", "mcp-method", "mcp-name"
 VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
 CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
 
+NO_SERVER = "tasktrail"
+"""The server of a request whose path names none."""
 _ONCE = (VERSION, METHOD, NAME, "authorization", "content-type")
 _TASKS = frozenset(f"tasks/{one}" for one in ("get", "update", "cancel", "list", "result"))
 _TOLD = frozenset({*_TASKS, "initialize", "ping", "subscriptions/listen", "tools/call", "tools/list"})
@@ -129,7 +131,7 @@ def read(scope: Scope, body: bytes, *, server: str, bytes_max: int) -> Asked:
         headers=headers,
         caller=_caller(headers),
         call=Call(method=""),
-        channel=Channel(server=server, in_process=False),
+        channel=Channel(server=server, in_process=False, claimed=server != NO_SERVER),
     )
     return msgspec.structs.replace(asked, call=_call(scope, asked))
 
