@@ -25,7 +25,7 @@ from nats.js import JetStreamContext
 
 from benchmarks.conditions import SYNC_INTERVAL
 from benchmarks.rounds import Planned, Question, Side
-from tasktrail.events import authority, decide
+from tasktrail.events import authority, commands
 from tasktrail.events.authority import (
     Authority,
     Binding,
@@ -94,9 +94,9 @@ class _Commands:
         self._made = {"handle": handle, "arguments": arguments}
         self._texts = [key.seal("message", "benchmark", b"compiling part %d of 8" % part) for part in range(CHAIN)]
 
-    def create(self) -> tuple[decide.TaskCommand, dict[str, bytes]]:
+    def create(self) -> tuple[commands.TaskCommand, dict[str, bytes]]:
         """A new task, and what is sealed with it."""
-        command = decide.CreateTask(
+        command = commands.CreateTask(
             id=secrets.token_hex(16),
             binding=identity(self.authority),
             server="benchmark",
@@ -114,10 +114,10 @@ class _Commands:
 
         return command, self._made
 
-    def report(self, part: int) -> tuple[decide.TaskCommand, dict[str, bytes]]:
+    def report(self, part: int) -> tuple[commands.TaskCommand, dict[str, bytes]]:
         """A text that the task does not show already."""
         message, blob = self._texts[part]
-        command = decide.ReportStatus(id=secrets.token_hex(16), message=message, progress=part, total=CHAIN)
+        command = commands.ReportStatus(id=secrets.token_hex(16), message=message, progress=part, total=CHAIN)
         return command, {"message": blob}
 
 

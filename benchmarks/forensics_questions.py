@@ -85,6 +85,7 @@ _TABLES = {
     "denials": "stream_seq",
     "notable": "stream_seq",
     "service_events": "stream_seq",
+    "grants": "stream_seq",
 }
 _COLUMNS = "SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = ? ORDER BY column_index"
 _RANGE = 250_000

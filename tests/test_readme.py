@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -55,17 +54,21 @@ def test_the_server_works_when_pasted_and_its_task_has_a_timeline(tmp_path: Path
     """Issue: a complete MCP server of about ten lines that works when pasted."""
     code = snippets("python")[0]
     assert sum(1 for line in code.splitlines() if line.strip()) <= 14
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (tmp_path / "server.py").write_text(
-        code.replace('mcp.run("streamable-http")', f'mcp.run("streamable-http", port={port})')
-    )
-    with UpProcess(tmp_path / ".tasktrail") as up:
-        server = subprocess.Popen([sys.executable, "server.py"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    anywhere = code.replace('mcp.run("streamable-http")', 'mcp.run("streamable-http", port=0)')
+    (tmp_path / "server.py").write_text(anywhere, encoding="utf-8")
+    log = tmp_path / "server.log"
+    with UpProcess(tmp_path / ".tasktrail") as up, log.open("wb") as sink:
+        server = subprocess.Popen([sys.executable, "server.py"], cwd=tmp_path, stderr=sink)
+
+        def listens() -> re.Match[str] | None:
+            said = log.read_text(encoding="utf-8")
+            assert server.poll() is None, said
+            return re.search(r"running on (http://127\.0\.0\.1:\d+)", said)
+
         try:
-            url = f"http://127.0.0.1:{port}/mcp"
-            wait_for("the pasted server answers", lambda: _answers(port) or server.poll() is not None)
+            found = wait_for("the pasted server listens", listens)
+            assert found is not None
+            url = f"{found[1]}/mcp"
             call = {"name": "report", "arguments": {"quarter": "Q3"}}
             task = rpc(url, "tools/call", call, "report")
             assert task["resultType"] == "task", task
@@ -87,8 +90,3 @@ def test_the_server_works_when_pasted_and_its_task_has_a_timeline(tmp_path: Path
     assert steps[0] == "TaskCreated"
     assert "TaskCompleted" in steps
     assert "ResultDisclosed" in steps
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import httpx
-from tests.binding.wire import Outcome
+from tests.binding.wire import Asking, Outcome
 
 VERSION = "2026-07-28"
 EXTENSION = "io.modelcontextprotocol/tasks"
@@ -25,12 +25,28 @@ _META: dict[str, Any] = {
 class McpWire:
     """Callers of an MCP server. `extra_headers`, `extra_meta` and `arguments` are what a caller says of itself."""
 
+    kind = "mcp/2026-07-28"
+
     def __init__(self, with_tokens: str, without: str) -> None:
         self._urls = {True: with_tokens, False: without}
         self.http = _connections()
         self.extra_headers: dict[str, str] = {}
         self.extra_meta: dict[str, Any] = {}
         self.arguments: dict[str, Any] = {}
+
+    @property
+    def ways(self) -> Mapping[str, Asking]:
+        """The follow-ups of this wire."""
+        return {
+            "tasks/get": self.get,
+            "tasks/update": self.update,
+            "subscriptions/listen": self.subscribe,
+            "tasks/cancel": self.cancel,
+        }
+
+    async def listed(self, token: str | None) -> list[str] | None:  # noqa: ARG002 - there is no list
+        """Nothing: the extension lists no tasks."""
+        return None
 
     def url(self, token: str | None) -> str:
         """The endpoint for this token, or for none."""

@@ -3,7 +3,8 @@
 Source: design sections 1 (promise 4) and 6 (identity, binding modes), features A1, A4, A6 and A9, SEP-2663 (auth
 binding). A row is a caller who differs from the task's creator in exactly one thing; its letters stand for the modes
 exact, user, client and tenant: `+` opens the task, `-` gets the answer of an id that never was. The same verdict holds
-for each of `wire.METHODS`. `creates` is whether such a caller may make a task of its own.
+for each of `METHODS` on each wire, but for those that `ABSENT` names. `creates` is whether such a caller may make a
+task of its own.
 
     verdict(ROWS["another sub"], "client")  ->  True
 """
@@ -31,6 +32,41 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     differs: tuple[str, ...] = ()
     nameless: bool = False
 
+
+METHODS = frozenset(
+    {
+        "tasks/get",
+        "tasks/update",
+        "response",
+        "subscriptions/listen",
+        "tasks/cancel",
+        "tasks/result",
+        "tasks/list",
+    }
+)
+"""Everything that a caller can do with a task, as the trail calls it; `response` answers a question of the task's."""
+
+_BY_UPDATE = "questions are answered by `tasks/update`"
+_IN_GET = "`tasks/get` shows the result"
+ABSENT: dict[str, dict[str, str]] = {
+    "mcp/2026-07-28": {
+        "response": f"{_BY_UPDATE} (SEP-2663)",
+        "tasks/result": f"{_IN_GET} (SEP-2663)",
+        "tasks/list": "the extension has none (SEP-2663)",
+    },
+    "mcp/2025-11-25": {
+        "tasks/update": "questions are JSON-RPC requests of the receiver's, answered by responses (2025-11-25)",
+        "subscriptions/listen": "the stream of `tasks/result` tells of the task (2025-11-25)",
+    },
+    "http/ingest": {"response": _BY_UPDATE, "tasks/result": _IN_GET},
+    "nats": {"response": _BY_UPDATE, "tasks/result": _IN_GET},
+}
+"""The cells that a kind of wire has not, and why: whatever is not here is asked."""
+
+NOT_ASKED: dict[tuple[str, str], str] = {
+    ("response", "empty"): "a response whose id names no task answers no question, whoever sends it: -32600",
+}
+"""Spellings of an id, by method, that never reach the look-up."""
 
 TOKEN_REFUSED = "token-refused"
 """Who presents such a token is nobody: how it compares with the creator says nothing."""

@@ -6,7 +6,6 @@ Sources: feature A1 ("or a recorded grant"), design section 5 (`GrantGiven`, `Gr
 import pytest
 from tests.binding.installation import TENANT, Installation
 from tests.binding.test_matrix import UNKNOWN
-from tests.binding.wire import METHODS, asking
 from tests.mcp.place import carrying, only
 
 from tasktrail.events.facts import GrantGiven, GrantWithdrawn, TaskPolled
@@ -14,7 +13,7 @@ from tasktrail.testing.waiting import until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.requirement("A1")]
 
-GRANTED = {"tasks/get": "get", "subscriptions/listen": "subscribe"}
+GRANTED = {"tasks/get": "get", "tasks/result": "get", "subscriptions/listen": "subscribe"}
 
 
 async def test_a_grant_opens_what_it_names_until_it_is_withdrawn(place: Installation) -> None:
@@ -22,18 +21,21 @@ async def test_a_grant_opens_what_it_names_until_it_is_withdrawn(place: Installa
     ana, eve = place.creator(), place.creator()
     made = await place.wire.create(ana.token(), "exact")
     to = {"tenant": TENANT, "iss": eve.issuer.url, "sub": eve.sub, "client_id": str(eve.client_id)}
-    unknown = {method: await asking(place.wire, method)(eve.token(), UNKNOWN) for method in METHODS}
-    given = await place.order("grants", task=made.task_id, rights=sorted(GRANTED.values()), **to)
-    for method in METHODS:
-        answer = await asking(place.wire, method)(eve.token(), made.task_id)
+    ways = place.wire.ways
+    unknown = {method: await ask(eve.token(), UNKNOWN) for method, ask in ways.items()}
+    given = await place.order("grants", task=made.task_id, rights=sorted(set(GRANTED.values())), **to)
+    for method, ask in ways.items():
+        answer = await ask(eve.token(), made.task_id)
         assert answer.allowed is (method in GRANTED), method
         assert answer.allowed or answer == unknown[method], method
         for stranger in (eve.but(sub="mallory"), eve.but(client_id="portal"), eve.but(issuer=place.other_issuer)):
-            assert not (await asking(place.wire, method)(stranger.token(), made.task_id)).allowed, method
+            assert not (await ask(stranger.token(), made.task_id)).allowed, method
+    assert await place.wire.listed(eve.token()) in (None, [made.task_id])
     await place.order("grants/withdraw", task=made.task_id, grant=given["id"])
-    for method in METHODS:
-        assert await asking(place.wire, method)(eve.token(), made.task_id) == unknown[method], method
-        assert (await asking(place.wire, method)(ana.token(), made.task_id)).allowed, method
+    assert await place.wire.listed(eve.token()) in (None, [])
+    for method, ask in ways.items():
+        assert await ask(eve.token(), made.task_id) == unknown[method], method
+        assert (await ask(ana.token(), made.task_id)).allowed, method
 
 
 async def test_what_a_grantee_does_is_recorded_as_by_the_grant(place: Installation) -> None:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import pytest
 from tests.binding.installation import ELSEWHERE, TENANT, Installation, Who
-from tests.binding.table import MODES, ROWS, TOKEN_REFUSED, Row, differing, verdict
-from tests.binding.wire import METHODS, Outcome, asking
+from tests.binding.table import ABSENT, METHODS, MODES, ROWS, TOKEN_REFUSED, Row, differing, verdict
+from tests.binding.wire import Outcome
 
 from tasktrail.events.entry import Entry
 from tasktrail.events.facts import AccessDenied
@@ -111,24 +111,37 @@ async def _is_closed(place: Installation, token: str, task_id: str) -> bool:
     return not (await place.wire.get(token, task_id)).allowed
 
 
+@pytest.mark.requirement("A1")
+async def test_every_follow_up_is_a_cell_or_is_left_out_for_a_reason(place: Installation) -> None:
+    """Table: `table.ABSENT`."""
+    listed = await place.wire.listed(place.creator().token())
+    asked = {*place.wire.ways, *([] if listed is None else ["tasks/list"])}
+    absent = ABSENT[place.wire.kind]
+    assert asked | absent.keys() == METHODS
+    assert not asked & absent.keys()
+
+
 @pytest.mark.requirement("A1", "A4", "A6", "A9")
 @pytest.mark.parametrize("name", ROWS)
 async def test_each_kind_of_caller_opens_exactly_what_the_table_says(place: Installation, name: str) -> None:
     """Table: `table.py`. Each answer to a caller that is turned away is that of an id that never was."""
-    row = ROWS[name]
+    row, ways = ROWS[name], place.wire.ways
     await place.wire.reconnect()
     async with arranged(place, name) as scene:
-        unknown = {method: await asking(place.wire, method)(scene.token, UNKNOWN) for method in METHODS}
+        listed = await place.wire.listed(scene.token)
+        told_of = {mode: task_id in (listed or ()) for mode, task_id in scene.tasks.items()}
+        assert listed is None or told_of == {mode: verdict(row, mode) for mode in MODES}
+        unknown = {method: await ask(scene.token, UNKNOWN) for method, ask in ways.items()}
         met = [
-            Met(mode, method, scene.tasks[mode], await asking(place.wire, method)(scene.token, scene.tasks[mode]))
+            Met(mode, method, scene.tasks[mode], await ask(scene.token, scene.tasks[mode]))
             for mode in MODES
-            for method in METHODS
+            for method, ask in ways.items()
         ]
         wrong_allows = [cell for cell in met if cell.outcome.allowed and not verdict(row, cell.mode)]
         wrong_denies = [cell for cell in met if not cell.outcome.allowed and verdict(row, cell.mode)]
         assert (wrong_allows, wrong_denies) == ([], [])
-        telling = [cell for cell in met if not verdict(row, cell.mode) and cell.outcome != unknown[cell.method]]
-        assert telling == [], unknown
+        unlike = [cell for cell in met if not verdict(row, cell.mode) and cell.outcome != unknown[cell.method]]
+        assert unlike == [], unknown
         await _creates_for_itself(place, row, scene)
         await _is_on_the_trail(place, row, scene)
 
@@ -144,7 +157,9 @@ async def _creates_for_itself(place: Installation, row: Row, scene: Scene) -> No
 
 async def _is_reported(place: Installation, token: str) -> None:
     """The MCP server's own check turned the token away and read no handle: each request is counted by its method."""
-    wanted = dict.fromkeys(METHODS, len(MODES) + 1) | {"tools/call": 1}
+    wanted = dict.fromkeys(place.wire.ways, len(MODES) + 1) | {"tools/call": 1}
+    if "tasks/list" not in ABSENT[place.wire.kind]:
+        wanted["tasks/list"] = 1
 
     async def counted() -> bool:
         counts = dict.fromkeys(wanted, 0)
@@ -178,7 +193,7 @@ async def _is_on_the_trail(place: Installation, row: Row, scene: Scene) -> None:
     if not place.sees_refused_tokens and row.reason == TOKEN_REFUSED:
         await _is_reported(place, str(scene.token))
         return
-    wanted = {mode: 0 if verdict(row, mode) else scene.refused + len(METHODS) for mode in MODES}
+    wanted = {mode: 0 if verdict(row, mode) else scene.refused + len(place.wire.ways) for mode in MODES}
 
     async def counted() -> bool:
         return await told(place, scene) == wanted
@@ -187,7 +202,9 @@ async def _is_on_the_trail(place: Installation, row: Row, scene: Scene) -> None:
     for mode in MODES:
         ref = place.trail.ref(scene.tasks[mode])
         found = [] if verdict(row, mode) else await place.trail.denied(ref)
-        assert verdict(row, mode) or {event.method for entry in found for event in _denials(entry)} >= set(METHODS)
+        assert verdict(row, mode) or {event.method for entry in found for event in _denials(entry)} >= set(
+            place.wire.ways
+        )
         for entry in found:
             assert entry.tenant == TENANT, "a denial is shown to whose task it is"
             assert all(row.reason in event.reasons for event in _denials(entry)), (row.reason, entry.events)

@@ -10,7 +10,7 @@ from tests.binding.installation import TENANT, Installation
 from tests.mcp.place import only
 
 from tasktrail.events.authority import Standing
-from tasktrail.events.facts import AuthorityChanged, CancelRequested, SubscriptionClosed
+from tasktrail.events.facts import AccessDenied, AuthorityChanged, CancelRequested, SubscriptionClosed
 from tasktrail.testing.waiting import until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.requirement("A2", "A9")]
@@ -32,12 +32,26 @@ async def test_what_is_revoked_ends_the_streams_that_are_open(place: Installatio
     assert stream.allowed, stream
     assert b'"status":"completed"' not in stream.raw
 
-    async def closed() -> bool:
-        entries = await place.trail.of(made.task_id, "access")
-        return any(isinstance(event, SubscriptionClosed) for entry in entries for event in entry.events)
+    revoked = "handle-revoked" if kind == "handle" else "caller-revoked"
 
-    await until(closed)
-    assert only(await place.trail.of(made.task_id, "access"), SubscriptionClosed).reason == "denied"
+    async def ended() -> list[str]:
+        entries = await place.trail.of(made.task_id, "access") + await place.trail.denied(place.trail.ref(made.task_id))
+        return [_ended(event) for entry in entries for event in entry.events if _ended(event)]
+
+    assert await until(ended) == [
+        f"tasks/result: {revoked}" if "tasks/result" in place.wire.ways else "subscription: denied"
+    ]
+
+
+def _ended(event: object) -> str:
+    """What an event says to have ended, and why: a subscription, or a call that waited."""
+    match event:
+        case SubscriptionClosed():
+            return f"subscription: {event.reason}"
+        case AccessDenied(method="tasks/result"):
+            return f"tasks/result: {' '.join(event.reasons)}"
+        case _:
+            return ""
 
 
 async def test_the_live_tasks_of_a_revoked_principal_are_marked_and_stopped(place: Installation) -> None:

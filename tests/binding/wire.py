@@ -4,12 +4,12 @@ Guarantees: nothing of tasktrail, of MCP or of HTTP is assumed here; a wire that
 line in `conftest.WIRES`. Every request on a wire carries the same request id and goes over the same connections,
 whoever calls, so that two answers can be compared byte for byte and a connection that counted would show.
 
-    outcome = await wire.get(token, task_id)
+    outcome = await asking(wire, "tasks/get")(token, task_id)
     assert not outcome.allowed
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol, TypeAlias
 
 import msgspec
 
@@ -28,8 +28,26 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     task_id: str = ""
 
 
+Asking: TypeAlias = Callable[[str | None, str], Awaitable[Outcome]]
+"""One follow-up: who asks, by token, and for which task, by id."""
+
+
 class Wire(Protocol):
-    """One way to a tasktrail. `token` is what the caller presents; None presents nothing."""
+    """One way to a tasktrail. `token` is what the caller presents; None presents nothing.
+
+    `kind` is its column of `table.ABSENT`.
+    """
+
+    kind: str
+
+    @property
+    def ways(self) -> Mapping[str, Asking]:
+        """Its follow-ups, by what the trail calls them, each of which meets a task that the ones before have not ended.
+
+        An answer is to a question that the task may never have asked; a subscription is allowed when its
+        acknowledgement names the task; a result that is waited for, when waiting begins.
+        """
+        ...
 
     async def create(self, token: str | None, tool: str) -> Outcome:
         """Call a tool that becomes a task."""
@@ -39,16 +57,8 @@ class Wire(Protocol):
         """Ask how the task is."""
         ...
 
-    async def update(self, token: str | None, task_id: str) -> Outcome:
-        """Send an answer, to a question that the task may never have asked."""
-        ...
-
-    async def subscribe(self, token: str | None, task_id: str) -> Outcome:
-        """Listen to the task; allowed when the acknowledgement names it."""
-        ...
-
-    async def cancel(self, token: str | None, task_id: str) -> Outcome:
-        """Ask for the task to stop."""
+    async def listed(self, token: str | None) -> list[str] | None:
+        """The ids of all tasks that the caller is told of; None when this wire lists none."""
         ...
 
     async def listen_while(self, token: str | None, task_id: str, meanwhile: Callable[[], Awaitable[None]]) -> Outcome:
@@ -64,18 +74,10 @@ class Wire(Protocol):
         ...
 
 
-Asking = Callable[[str | None, str], Awaitable[Outcome]]
-
 METHODS = ("tasks/get", "tasks/update", "subscriptions/listen", "tasks/cancel")
-"""The follow-ups, in an order in which each meets a task that the ones before have not ended."""
+"""The follow-ups of the extension's own wire."""
 
 
 def asking(wire: Wire, method: str) -> Asking:
     """The wire's way of a method."""
-    ways: dict[str, Asking] = {
-        "tasks/get": wire.get,
-        "tasks/update": wire.update,
-        "subscriptions/listen": wire.subscribe,
-        "tasks/cancel": wire.cancel,
-    }
-    return ways[method]
+    return wire.ways[method]

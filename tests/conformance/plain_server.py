@@ -16,16 +16,7 @@ from mcp_types import ElicitRequest, ElicitRequestFormParams, ElicitResult, Inpu
 from pydantic import BaseModel
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.conformance.server import (
-    Confirmation,
-    Named,
-    failing_job,
-    greet,
-    protocol_error_job,
-    serve,
-    slow_compute,
-    test_tool_with_task,
-)
+from tests.conformance.server import ASKING_BEFORE, Confirmation, Named, serve
 
 
 def _asking(**questions: tuple[str, type[BaseModel]]) -> InputRequiredResult:
@@ -62,15 +53,7 @@ async def multi_input(ctx: Context) -> str | InputRequiredResult:
 def build(_data: Path) -> MCPServer:
     """Return the server."""
     mcp = MCPServer("conformance")
-    for tool in (
-        greet,
-        slow_compute,
-        failing_job,
-        protocol_error_job,
-        confirm_delete,
-        multi_input,
-        test_tool_with_task,
-    ):
+    for tool in (*ASKING_BEFORE, confirm_delete, multi_input):
         mcp.add_tool(tool)
     return mcp
 

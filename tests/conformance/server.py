@@ -93,6 +93,9 @@ async def test_tool_with_task(ctx: Context) -> str | InputRequiredResult:
     return f"Hello, {(answer.content or {}).get('name', answer.action)}!"
 
 
+ASKING_BEFORE = (greet, slow_compute, failing_job, protocol_error_job, test_tool_with_task)
+"""Tools that ask nothing while they run: also those of a server that knows nothing of tasks."""
+
 SUPPORT = {
     "slow_compute": "optional",
     "failing_job": "required",
@@ -106,15 +109,7 @@ SUPPORT = {
 def build(tasks: Tasks) -> MCPServer:
     """Return the server, its tasks at this tasktrail."""
     mcp = MCPServer("conformance", extensions=[tasks], lifespan=tasks.lifespan)
-    for tool in (
-        greet,
-        slow_compute,
-        failing_job,
-        protocol_error_job,
-        confirm_delete,
-        multi_input,
-        test_tool_with_task,
-    ):
+    for tool in (*ASKING_BEFORE, confirm_delete, multi_input):
         mcp.add_tool(tool)
     return mcp
 

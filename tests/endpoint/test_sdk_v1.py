@@ -17,9 +17,8 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 from tests.mcp.serving import listening, served, url_of
-from tests.v1.place import Place, opened
+from tests.v1.place import Place, opened, told_text
 from tests.v1.running import Refused
-from tests.v1.test_life import told_text
 
 from tasktrail.events.facts import InputResponded
 from tasktrail.services.responder import find

@@ -8,7 +8,7 @@ from typing import get_args
 import msgspec
 import pytest
 
-from tasktrail.events.decide import (
+from tasktrail.events.commands import (
     Answer,
     Ask,
     CancelTask,

@@ -9,8 +9,7 @@ import msgspec
 import pytest
 
 from tasktrail.events.authority import Binding, BindingMode, Standing
-from tasktrail.events.decide import (
-    GRANTS_MAX,
+from tasktrail.events.commands import (
     CancelTask,
     ChangeAuthority,
     CompleteTask,
@@ -26,8 +25,8 @@ from tasktrail.events.decide import (
     StopTask,
     TaskCommand,
     WithdrawGrant,
-    decide,
 )
+from tasktrail.events.decide import GRANTS_MAX, decide
 from tasktrail.events.facts import (
     AuthorityChanged,
     CancelRequested,

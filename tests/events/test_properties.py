@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasktrail.events.authority import Standing
-from tasktrail.events.decide import (
+from tasktrail.events.commands import (
     Answer,
     Ask,
     CancelTask,
@@ -33,8 +33,8 @@ from tasktrail.events.decide import (
     TakeWork,
     TaskCommand,
     WithdrawGrant,
-    decide,
 )
+from tasktrail.events.decide import decide
 from tasktrail.events.entry import decode, encode, leaf_hash
 from tasktrail.events.errors import ChainBroken
 from tasktrail.events.facts import (

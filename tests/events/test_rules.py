@@ -2,8 +2,7 @@
 
 import pytest
 
-from tasktrail.events.decide import (
-    INPUTS_MAX,
+from tasktrail.events.commands import (
     Answer,
     Ask,
     CancelTask,
@@ -17,6 +16,7 @@ from tasktrail.events.decide import (
     RespondToInput,
     StopTask,
 )
+from tasktrail.events.decide import INPUTS_MAX
 from tasktrail.events.facts import (
     CancelRequested,
     CommandRefused,

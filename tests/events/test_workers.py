@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tasktrail.events.commands import (
+    Ask,
     CancelTask,
     CompleteTask,
     FailTask,
@@ -19,7 +20,6 @@ from tasktrail.events.commands import (
     TakeWork,
     WorkCommand,
 )
-from tasktrail.events.decide import Ask
 from tasktrail.events.facts import (
     CancelRequested,
     CommandRefused,

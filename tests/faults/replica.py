@@ -27,9 +27,9 @@ tasks = Tasks.connect(
     server="reports",
     tools={
         "once": "optional",
-        "again": ToolPolicy(support="optional", on_worker_lost="rerun"),  # type: ignore[arg-type] # the words of the docs
-        "asks": ToolPolicy(support="optional", on_worker_lost="rerun"),  # type: ignore[arg-type] # see above
-        "stubborn": ToolPolicy(support="optional", on_worker_lost="rerun"),  # type: ignore[arg-type] # see above
+        "again": ToolPolicy(support="optional", on_worker_lost="rerun"),
+        "asks": ToolPolicy(support="optional", on_worker_lost="rerun"),
+        "stubborn": ToolPolicy(support="optional", on_worker_lost="rerun"),
     },
 )
 mcp: MCPServer[Any] = MCPServer("reports", extensions=[tasks], lifespan=tasks.lifespan)

@@ -17,7 +17,7 @@ import pytest
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
-from tasktrail.events.decide import CompleteTask, ReportStatus, TaskCommand
+from tasktrail.events.commands import CompleteTask, ReportStatus, TaskCommand
 from tasktrail.events.entry import EXPECTED, KEY_ID, MSG_ID, SIGNATURE, encode, leaf_hash
 from tasktrail.events.facts import GapFound
 from tasktrail.events.subjects import TRAIL, task_subject

@@ -7,6 +7,7 @@ async with speaking(up, token=read_token(up.data, SERVER_TOKEN_FILE), server="re
 import contextlib
 import itertools
 import json
+import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -105,6 +106,21 @@ def refused(answer: httpx.Response, status: int, reason: str) -> Json:
     assert ("retry-after" in answer.headers) is said["retriable"]
     assert "code" in said or status in {HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_FOUND}
     return said
+
+
+def variables(up: UpProcess) -> dict[str, str]:
+    """What the page's examples are given."""
+    running = find(up.data)
+    assert running is not None
+    return {**os.environ, "TASKTRAIL": running.url, "TOKEN": read_token(up.data, SERVER_TOKEN_FILE)}
+
+
+def schema(up: UpProcess) -> Json:
+    """The OpenAPI document, as whoever has a server's token reads it."""
+    given = variables(up)
+    headers = {"Authorization": f"Bearer {given['TOKEN']}"}
+    document: Json = httpx.get(f"{given['TASKTRAIL']}/schema/openapi.json", headers=headers, trust_env=False).json()
+    return document
 
 
 @contextlib.asynccontextmanager

@@ -48,7 +48,7 @@ from tests.incident.people import (
 )
 
 from tasktrail.events.authority import Authority, Binding, Standing
-from tasktrail.events.decide import (
+from tasktrail.events.commands import (
     Answer,
     Ask,
     CancelTask,

@@ -256,3 +256,10 @@ async def refused(place: Place, ref: str, *reasons: str) -> Entry:
 
 def _reasons(entry: Entry) -> set[str]:
     return {reason for event in entry.events if isinstance(event, AccessDenied) for reason in event.reasons}
+
+
+async def held(place: Place, client: Client, tool: str, label: str) -> dict[str, Any]:
+    """A task whose tool has started and waits for its test."""
+    made = await client.start(tool, label=label)
+    await until(lambda: place.workshop.bench(label).log)
+    return made

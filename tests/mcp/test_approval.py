@@ -12,10 +12,10 @@ from tasktrail.services.operators import Asker
 from tasktrail.services.reading import Reading
 from tasktrail.services.wording import remarks
 
+from .answering import accept, asked
 from .client import Client
+from .forwarding import installed
 from .place import Place, opened
-from .test_forwarding import installed
-from .test_input import accept, asked
 
 pytestmark = pytest.mark.asyncio
 

@@ -14,7 +14,7 @@ from tasktrail.testing.waiting import until
 
 from .client import Client
 from .place import Mode, Place, carrying, only, opened, refused
-from .test_refusals import METHODS, UNKNOWN, ask
+from .strangers import METHODS, UNKNOWN, ask
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -24,10 +24,10 @@ from tasktrail.mcp.proxy import Upstream, proxy
 from tasktrail.mcp.verifier import Issuer, JwtVerifier
 from tasktrail.testing.waiting import until
 
+from .answering import accept, asked, text_of
 from .client import Client
 from .place import Place, carrying, only, opened, refused
 from .serving import listening, served, url_of
-from .test_input import accept, asked, text_of
 from .workshop import SUPPORT, Workshop
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -19,6 +19,7 @@ import pytest
 import pytest_asyncio
 from fastmcp import Context, FastMCP
 from fastmcp.server.auth.providers.jwt import JWTVerifier
+from fastmcp.server.dependencies import get_http_headers
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.utilities.tasks import TaskConfig
 from mcp.shared.exceptions import MCPError
@@ -27,7 +28,6 @@ from pydantic import BaseModel
 
 from tasktrail.events.facts import (
     AccessDenied,
-    OnWorkerLost,
     Status,
     StatusReported,
     TaskCancelled,
@@ -158,7 +158,7 @@ async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Plac
         mcp: FastMCP = FastMCP("reports", auth=checks, middleware=[seen])
         tools(mcp, held)
         wishes: dict[str, str | ToolPolicy] = {
-            "declares_nothing": ToolPolicy(support=TaskSupport.OPTIONAL, ttl_ms=WISHED_MS),
+            "declares_nothing": ToolPolicy(support="optional", ttl_ms=WISHED_MS),
             "blocks": "optional",
         }
         mcp.add_extension(TasktrailTasks.embed(data, tools=wishes))
@@ -281,17 +281,23 @@ async def test_the_middleware_is_around_the_creating_call_only(place: Place) -> 
 
 @pytest.mark.requirement("L9")
 async def test_a_tool_that_may_run_twice_is_run_again_by_another_process_of_its_server(tmp_path: Path) -> None:
-    """`on_worker_lost = rerun`, which FastMCP has no word for: `tools` says it."""
+    """`on_worker_lost = rerun`, which FastMCP has no word for: `tools` says it.
+
+    docs/fastmcp.md: the tool sees the creating request's headers while the process that took it runs the task, and
+    none when another one runs it again.
+    """
     entered: list[str] = []
+    seen: list[str | None] = []
 
     def replica(name: str, data: Path) -> FastMCP:
         mcp: FastMCP = FastMCP("reports")
-        again = ToolPolicy(support=TaskSupport.OPTIONAL, on_worker_lost=OnWorkerLost.RERUN)
+        again = ToolPolicy(support="optional", on_worker_lost="rerun")
         mcp.add_extension(TasktrailTasks.connect(data / "adapter.json", tools={"says": again}))
 
         @mcp.tool(task=True)
         async def says(text: str) -> str:
             entered.append(name)
+            seen.append(get_http_headers(include={"authorization"}).get("authorization"))
             if len(entered) == 1:
                 await asyncio.Event().wait()
             return f"{text} by {name}"
@@ -301,13 +307,14 @@ async def test_a_tool_that_may_run_twice_is_run_again_by_another_process_of_its_
     with UpProcess(tmp_path / "data") as up, listening() as one, listening() as other:
         async with Client(url_of(other)) as somebody:
             async with served(replica("one", up.data).http_app(), one):
-                async with Client(url_of(one)) as first:
+                async with Client(url_of(one), "of-ana") as first:
                     task = await first.start("says", text="hello")
                 await until(lambda: bool(entered))
             async with served(replica("other", up.data).http_app(), other):
                 await until(lambda: entered == ["one", "other"])
                 done = await somebody.until(task["taskId"], "completed")
     assert done["result"]["content"][0]["text"] == "hello by other"
+    assert seen == ["Bearer of-ana", None]
 
 
 async def test_the_server_of_the_page_works_when_pasted(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from mcp.shared.exceptions import MCPDeprecationWarning
 
 from tasktrail.events.facts import CommandRefused, InputIgnored, InputRequested, InputResponded
 
-from .client import EXTENSION, Answer, Client
+from .answering import accept, asked, text_of
+from .client import EXTENSION, Answer
 from .place import Place, only, shown
 
 pytestmark = [
@@ -19,30 +20,8 @@ pytestmark = [
 ]
 
 
-def accept(**content: object) -> dict[str, Any]:
-    """An accepted elicitation."""
-    return {"action": "accept", "content": content}
-
-
 SAMPLE = {"role": "assistant", "model": "m", "content": {"type": "text", "text": "plum"}, "stopReason": "endTurn"}
 ROOTS = {"roots": [{"uri": "file:///srv/ana", "name": "home"}]}
-
-
-async def asked(client: Client, task_id: str, count: int = 1) -> dict[str, Any]:
-    """The outstanding requests, once there are so many."""
-    while True:
-        task = await client.until(task_id, "input_required", "completed", "failed")
-        assert task["status"] == "input_required", task
-        if len(task["inputRequests"]) == count:
-            requests: dict[str, Any] = task["inputRequests"]
-            return requests
-
-
-async def text_of(client: Client, task_id: str) -> str:
-    """The text of the result."""
-    task = await client.until(task_id, "completed")
-    text: str = task["result"]["content"][0]["text"]
-    return text
 
 
 @pytest.mark.requirement("L7")

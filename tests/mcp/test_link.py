@@ -26,7 +26,7 @@ from tasktrail.events.errors import (
 )
 from tasktrail.events.facts import AccessDenied, TaskCreated
 from tasktrail.mcp import link as module
-from tasktrail.mcp import running
+from tasktrail.mcp import voice
 from tasktrail.mcp.extension import Tasks
 from tasktrail.mcp.link import ConnectedLink, Listener, answered, patiently
 from tasktrail.services import connection, messages
@@ -34,9 +34,8 @@ from tasktrail.services.connection import Connection
 from tasktrail.services.messages import ACTIONS, Said
 from tasktrail.testing.waiting import until
 
-from .place import Place, carrying, connect, only, opened, refused
+from .place import Place, carrying, connect, held, only, opened, refused
 from .serving import WITHIN_S
-from .test_running import held
 from .workshop import SUPPORT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -310,7 +309,7 @@ async def test_a_server_cannot_touch_the_work_of_another(connected: Place, adapt
 @pytest.mark.requirement("L8")
 async def test_a_server_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MCP names are free text. Signals must arrive, not only what a run finds when it looks for itself."""
-    monkeypatch.setattr(running, "LOOK_EVERY_S", 3600)
+    monkeypatch.setattr(voice, "LOOK_EVERY_S", 3600)
     async with opened("connected", tmp_path, name="Reports & more, v2") as place, place.client() as ana:
         with place.bench() as label:
             made = await held(place, ana, "waits", label)

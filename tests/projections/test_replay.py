@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.projections.audit.histories import NOW_MS, Trail, mixed, rfc3339
 
-from tasktrail.events.decide import CompleteTask, ReportStatus
+from tasktrail.events.commands import CompleteTask, ReportStatus
 from tasktrail.events.entry import decode, leaf_hash
 from tasktrail.events.errors import InvalidRequest
 from tasktrail.events.facts import Status

@@ -13,7 +13,7 @@ from tests.services.orders import TENANT
 
 from tasktrail.events import entry as entries
 from tasktrail.events.authority import Authority, Binding
-from tasktrail.events.decide import TaskCommand
+from tasktrail.events.commands import TaskCommand
 from tasktrail.events.entry import Entry
 from tasktrail.events.facts import Event, UnknownEvent
 from tasktrail.events.task import Task

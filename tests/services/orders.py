@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 
 import pytest
 
-from tasktrail.events import decide
+from tasktrail.events import commands
 from tasktrail.events.errors import Unavailable
 from tasktrail.events.subjects import task_ref
 from tasktrail.services.ledger import Recorded
@@ -29,22 +29,22 @@ def ref_of(name: str) -> str:
 REF = ref_of("a task")
 
 
-def report(made: str) -> decide.ReportStatus:
+def report(made: str) -> commands.ReportStatus:
     """A status text of its own, so that it is always a change."""
-    return decide.ReportStatus(id=made, message=sealed("message", made))
+    return commands.ReportStatus(id=made, message=sealed("message", made))
 
 
-def complete(made: str = "done", text: str = "") -> decide.CompleteTask:
+def complete(made: str = "done", text: str = "") -> commands.CompleteTask:
     """A result."""
-    return decide.CompleteTask(id=made, result=sealed("result", text))
+    return commands.CompleteTask(id=made, result=sealed("result", text))
 
 
-async def do(one: Parts, command: decide.TaskCommand, ref: str = REF) -> Recorded:
+async def do(one: Parts, command: commands.TaskCommand, ref: str = REF) -> Recorded:
     """Once."""
     return await one.ledger.submit(TENANT, ref, command, authority())
 
 
-async def until_told(one: Parts, command: decide.TaskCommand, ref: str = REF, within_s: float = 60.0) -> Recorded:
+async def until_told(one: Parts, command: commands.TaskCommand, ref: str = REF, within_s: float = 60.0) -> Recorded:
     """The same command until its outcome is known; each answer in time."""
     deadline = time.monotonic() + within_s
     while True:

@@ -26,7 +26,7 @@ from tasktrail.events.authority import (
     Trigger,
     Verification,
 )
-from tasktrail.events.decide import (
+from tasktrail.events.commands import (
     Answer,
     Ask,
     CancelTask,

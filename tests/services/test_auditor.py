@@ -17,7 +17,7 @@ from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
 from nats.js.errors import NotFoundError
 from tests.projections.audit.histories import Trail, mixed
-from tests.projections.audit.test_store import contents
+from tests.projections.audit.stores import contents
 
 from tasktrail.events.entry import KEY_ID, MSG_ID, SIGNATURE
 from tasktrail.projections.audit.columns import Message

@@ -11,46 +11,24 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 from nats.js import JetStreamContext
+from tests.services.findings import NOT_CHECKED, NOTICE, UNSAFE, WELL, by_check
 
 from tasktrail.events.subjects import KEYS, TRAIL
 from tasktrail.services import trail
 from tasktrail.services.broker import Broker, bundled_binary, end_child, start_child
-from tasktrail.services.configuration import (
-    DAY_MS,
-    ApiKey,
-    Issuer,
-    McpServer,
-    Operator,
-    Retention,
-    Tlog,
-    Tool,
-    Witness,
-)
+from tasktrail.services.configuration import DAY_MS, ApiKey, Issuer, McpServer, Operator, Retention, Tlog, Tool, Witness
 from tasktrail.services.connection import Connection
 from tasktrail.services.doctor import configured, examine, files, messaging, reading_side, text
-from tasktrail.services.doctor.findings import Finding, Report, Severity
+from tasktrail.services.doctor.findings import Report, Severity
 from tasktrail.services.doctor.permissions import Permissions, covers
 from tasktrail.services.keyring import Keyring
 from tasktrail.services.service import ADAPTER_FILE, AUDIT_FILE
 from tasktrail.services.settings import MIB, Settings, effective
 from tasktrail.testing.nats import NatsCluster
 
-UNSAFE, NOTICE, NOT_CHECKED, WELL = Severity.UNSAFE, Severity.NOTICE, Severity.NOT_CHECKED, Severity.WELL
 DIGEST = "0123456789abcdef" * 4
 WITHIN_S = 30.0
 OVER_A_CONNECTION = {*messaging.CHECKS}
-
-
-def by_check(findings: Report | list[Finding]) -> dict[str, Severity]:
-    """The worst of each check."""
-    found = findings.findings if isinstance(findings, Report) else tuple(findings)
-    order = list(Severity)
-    worst: dict[str, Severity] = {}
-    for one in found:
-        worst[one.check] = min(worst.get(one.check, WELL), one.severity, key=order.index)
-        assert one.seen
-        assert one.severity is not UNSAFE or one.remedy, f"{one.check} has no remedy"
-    return worst
 
 
 def seen(report: Report, check: str) -> str:

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
-from tests.services.test_doctor import NOT_CHECKED, NOTICE, UNSAFE, WELL, by_check
+from tests.services.findings import NOT_CHECKED, NOTICE, UNSAFE, WELL, by_check
 
 from tasktrail.services.configuration import Issuer
 from tasktrail.services.doctor import clocks

@@ -20,7 +20,7 @@ from tasktrail.events.authority import (
     Trigger,
     Verification,
 )
-from tasktrail.events.decide import CancelTask, ChangeAuthority, GiveGrant, RevokeHandle
+from tasktrail.events.commands import CancelTask, ChangeAuthority, GiveGrant, RevokeHandle
 from tasktrail.events.facts import AuthorityChanged, CancelRequested, PrincipalRevoked
 from tasktrail.projections.current import State
 from tasktrail.services import enforcement as module

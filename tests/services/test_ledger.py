@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from tests.services.orders import REF, TENANT, complete, report
 
-from tasktrail.events import decide
+from tasktrail.events import commands
 from tasktrail.events.authority import Authority, Trigger
 from tasktrail.events.errors import CommandReused, TaskNotFound
 from tasktrail.events.facts import CommandRefused, Event, GapFound, Status, TaskCreated
@@ -34,7 +34,7 @@ class Trail(Protocol):
         self,
         tenant: str,
         ref: str,
-        command: decide.TaskCommand,
+        command: commands.TaskCommand,
         authority: Authority,
         sealed: dict[str, bytes] | None = None,
     ) -> Recorded: ...
@@ -52,7 +52,7 @@ class Contract(msgspec.Struct):
     stored: Callable[[], Awaitable[Sequence[Stored]]]
     clock: Clock
 
-    async def do(self, command: decide.TaskCommand, who: Authority | None = None, **blobs: bytes) -> Recorded:
+    async def do(self, command: commands.TaskCommand, who: Authority | None = None, **blobs: bytes) -> Recorded:
         return await self.trail.submit(TENANT, REF, command, who or authority(), blobs)
 
     async def commands(self) -> list[str]:
@@ -122,7 +122,7 @@ async def test_a_part_of_ours_and_an_mcp_server_never_share_a_command_id(contrac
     await contract.do(create())
     await contract.do(report("policy:authority_revoked"))
     for trigger in (Trigger.OPERATOR, Trigger.TIMER):
-        ours = decide.CancelTask(id="policy:authority_revoked", cause="authority_revoked")
+        ours = commands.CancelTask(id="policy:authority_revoked", cause="authority_revoked")
         done = await contract.do(ours, authority(trigger=trigger))
         assert not done.repeated
 
@@ -133,9 +133,9 @@ async def test_another_command_under_a_used_id_is_refused_and_not_written(contra
     await contract.do(create())
     await contract.do(report("r"))
     with pytest.raises(CommandReused, match="'r' was used before for another command"):
-        await contract.do(decide.CancelTask(id="r"))
+        await contract.do(commands.CancelTask(id="r"))
     with pytest.raises(CommandReused):
-        await contract.do(decide.ReportStatus(id="r", message=sealed("message", "another text")))
+        await contract.do(commands.ReportStatus(id="r", message=sealed("message", "another text")))
     assert await contract.commands() == ["CreateTask", "ReportStatus"]
 
 
@@ -144,7 +144,7 @@ async def test_a_refusal_is_on_the_trail_and_returned(contract: Contract) -> Non
     """L2: illegal transitions are refused and recorded."""
     await contract.do(create())
     await contract.do(complete())
-    refused = await contract.do(decide.CancelTask(id="c"))
+    refused = await contract.do(commands.CancelTask(id="c"))
     assert (refused.outcome, refused.reason) == (Outcome.REFUSED, "terminal")
     (event,) = (await contract.stored())[-1].entry.events
     assert isinstance(event, CommandRefused)
@@ -154,7 +154,7 @@ async def test_a_refusal_is_on_the_trail_and_returned(contract: Contract) -> Non
 @pytest.mark.requirement("T1")
 async def test_a_command_without_a_task_writes_nothing_that_could_stand_in_its_way(contract: Contract) -> None:
     """A chain begins with a creation or not at all."""
-    for command in (report("r"), decide.CancelTask(id="c"), decide.ExpireTask(id="e")):
+    for command in (report("r"), commands.CancelTask(id="c"), commands.ExpireTask(id="e")):
         with pytest.raises(TaskNotFound):
             await contract.do(command)
     assert await contract.stored() == []
@@ -166,7 +166,7 @@ async def test_what_changes_nothing_is_not_written(contract: Contract) -> None:
     """Design section 5: the same status text again."""
     await contract.do(create())
     await contract.do(report("r"))
-    same = await contract.do(decide.ReportStatus(id="r2", message=sealed("message", "r")))
+    same = await contract.do(commands.ReportStatus(id="r2", message=sealed("message", "r")))
     assert (same.outcome, same.events) == (Outcome.UNCHANGED, ())
     assert await contract.commands() == ["CreateTask", "ReportStatus"]
 
@@ -210,7 +210,7 @@ async def test_a_timers_command_id_is_nobody_elses(contract: Contract) -> None:
     await contract.do(report("timer:expire"))
     contract.clock.advance(TTL_MS)
     timer = Authority(trigger=Trigger.TIMER, tenant=TENANT)
-    ended = await contract.do(decide.ExpireTask(id="timer:expire"), timer)
+    ended = await contract.do(commands.ExpireTask(id="timer:expire"), timer)
     assert (ended.outcome, ended.state.task.status) == (Outcome.ACCEPTED, Status.CANCELLED)
 
 
@@ -230,7 +230,7 @@ async def test_listeners_hear_of_each_entry_once_and_cannot_spoil_it(contract: C
     await contract.do(create())
     await contract.do(create())
     await contract.do(report("r"))
-    await contract.do(decide.ReportStatus(id="again", message=sealed("message", "r")))
+    await contract.do(commands.ReportStatus(id="again", message=sealed("message", "r")))
     assert (await contract.do(complete())).outcome is Outcome.ACCEPTED
     assert heard == [1, 2, 3]
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from nats.js.errors import NotFoundError
 from tests.services.orders import IN_TIME_S, REF, TENANT, complete, do, ref_of, report, unavailable, until_told
 
-from tasktrail.events import decide
+from tasktrail.events import commands
 from tasktrail.events.entry import KEY_ID, MSG_ID, SIGNATURE
 from tasktrail.events.errors import CommandReused, MaybeWritten, NothingWritten, TooLarge, Unavailable
 from tasktrail.events.facts import Status
@@ -76,7 +76,9 @@ async def test_two_commands_at_once_under_one_id_are_not_one(fresh_nats: NatsSer
     """Also while the first is still under way: neither is given the other's outcome."""
     async with parts(fresh_nats.url, tmp_path) as one:
         await do(one, create())
-        both = await asyncio.gather(do(one, complete("x")), do(one, decide.CancelTask(id="x")), return_exceptions=True)
+        both = await asyncio.gather(
+            do(one, complete("x")), do(one, commands.CancelTask(id="x")), return_exceptions=True
+        )
         assert isinstance(both[0], Recorded)
         assert both[0].state.task.status is Status.COMPLETED
         assert isinstance(both[1], CommandReused)
@@ -106,11 +108,11 @@ async def test_writers_on_many_tasks_do_not_hinder_each_other(fresh_nats: NatsSe
         several = [await stack.enter_async_context(parts(fresh_nats.url, tmp_path)) for _ in range(3)]
 
         async def life(number: int) -> None:
-            steps: list[decide.TaskCommand] = [
+            steps: list[commands.TaskCommand] = [
                 create(),
                 report("r"),
-                decide.CancelTask(id="c"),
-                decide.StopTask(id="s"),
+                commands.CancelTask(id="c"),
+                commands.StopTask(id="s"),
             ]
             for step, command in enumerate(steps):
                 done = await do(several[(number + step) % 3], command, ref_of(str(number)))
@@ -138,7 +140,7 @@ async def test_a_process_that_begins_anew_knows_the_commands_of_the_one_before(
         assert again.entry_id == first.entry_id
         assert again.state.task.status is Status.COMPLETED
         with pytest.raises(CommandReused):
-            await do(one, decide.CancelTask(id="done"))
+            await do(one, commands.CancelTask(id="done"))
         assert len(await stored(one.js)) == 2
 
 
@@ -171,7 +173,7 @@ async def test_a_repeat_of_long_ago_is_found_by_the_stream(fresh_nats: NatsServe
         assert again.repeated
         assert again.outcome is Outcome.ACCEPTED
         with pytest.raises(CommandReused):
-            await do(one, decide.CancelTask(id="r0"))
+            await do(one, commands.CancelTask(id="r0"))
         assert len(await stored(one.js)) == before
 
 
@@ -327,9 +329,9 @@ async def test_one_command_is_one_entry_however_many_events_it_causes(fresh_nats
     """Design section 7: a crash never leaves half a command."""
     async with parts(fresh_nats.url, tmp_path) as one:
         await do(one, create())
-        asks = tuple(decide.Ask(key=key, method=ELICITATION, request=sealed(f"request.{key}")) for key in "ab")
-        await do(one, decide.RequestInput(id="ask", asks=asks))
-        said = tuple(decide.Answer(key=key, action="accept", response=sealed(f"response.{key}")) for key in "ab")
-        await do(one, decide.RespondToInput(id="answer", answers=said))
+        asks = tuple(commands.Ask(key=key, method=ELICITATION, request=sealed(f"request.{key}")) for key in "ab")
+        await do(one, commands.RequestInput(id="ask", asks=asks))
+        said = tuple(commands.Answer(key=key, action="accept", response=sealed(f"response.{key}")) for key in "ab")
+        await do(one, commands.RespondToInput(id="answer", answers=said))
         entries = [message.entry for message in await stored(one.js)]
         assert [len(entry.events) for entry in entries] == [1, 2, 3]

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from tests.services.orders import IN_TIME_S, do, ref_of, report, until_told
 
-from tasktrail.events import decide
+from tasktrail.events import commands
 from tasktrail.events.errors import MaybeWritten, Unavailable
 from tasktrail.events.subjects import TRAIL, control_subject
 from tasktrail.events.task import Outcome
@@ -101,7 +101,7 @@ async def test_another_replica_sees_a_change_the_moment_it_is_acknowledged(
     async with replicas(nats_cluster, tmp_path, 3) as several:
         for number in range(20):
             ref = ref_of(f"seen {number}")
-            steps: tuple[decide.TaskCommand, ...] = (create(), report("r"))
+            steps: tuple[commands.TaskCommand, ...] = (create(), report("r"))
             for step, command in enumerate(steps):
                 done = await until_told(several[(number + step) % 3], command, ref)
                 polled = await asyncio.gather(*(one.states.by_handle(ref) for one in several))
@@ -151,7 +151,7 @@ async def test_the_leaders_death_under_traffic_loses_and_repeats_nothing(
         sent = [(ref, report(f"r{number}")) for ref in refs for number in range(16)]
         free = asyncio.Semaphore(64)
 
-        async def one_of(number: int, ref: str, command: decide.TaskCommand) -> Recorded:
+        async def one_of(number: int, ref: str, command: commands.TaskCommand) -> Recorded:
             async with free:
                 return await until_told(several[number % 2], command, ref)
 

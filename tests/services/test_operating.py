@@ -11,7 +11,7 @@ from tests.services.operation import OLGA, OMAR, Operation, operation
 from tests.services.orders import complete, ref_of
 
 from tasktrail.events.authority import Binding, BindingMode, Level, Standing, Trigger
-from tasktrail.events.decide import ExpireTask
+from tasktrail.events.commands import ExpireTask
 from tasktrail.events.errors import CommandRefusedError, InvalidRequest, NotAuthorised
 from tasktrail.events.facts import (
     AccessDenied,

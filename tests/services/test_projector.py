@@ -14,7 +14,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import NotFoundError
 from tests.services.orders import REF, TENANT, complete, do, ref_of, report, until_told
 
-from tasktrail.events import decide
+from tasktrail.events import commands
 from tasktrail.events.entry import MSG_ID
 from tasktrail.events.subjects import CURRENT, TRAIL, control_subject, task_subject
 from tasktrail.projections import current
@@ -96,7 +96,13 @@ async def grow(at: Parts, name: str, tasks: int = 8) -> None:
 
     async def life(number: int) -> None:
         ref = ref_of(f"{name} {number}")
-        steps: list[decide.TaskCommand] = [create(), report("r1"), decide.CancelTask(id="c"), report("r2"), complete()]
+        steps: list[commands.TaskCommand] = [
+            create(),
+            report("r1"),
+            commands.CancelTask(id="c"),
+            report("r2"),
+            complete(),
+        ]
         for command in steps[: 1 + number % len(steps)]:
             await until_told(at, command, ref)
 
@@ -296,7 +302,7 @@ async def test_nothing_is_skipped_while_the_bucket_takes_nothing(one: Parts, fre
         await limit((await one.js.stream_info(trail.KV_STREAM)).state.messages)
         await do(one, create())
         await until(lambda: projector.failure, what="a failure")
-        await do(one, decide.ReportStatus(id="r", message=sealed("message")))
+        await do(one, commands.ReportStatus(id="r", message=sealed("message")))
         await do(one, create(), ref_of("another"))
         assert projector.position == position
         await limit(-1)

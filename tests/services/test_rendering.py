@@ -15,7 +15,7 @@ from tests.projections.audit.histories import NOW_MS, Trail, ana, operator, time
 from tests.services.scene import CREATED, HOSTILE, Scene, open_store, play
 
 from tasktrail.events.authority import Level, Standing
-from tasktrail.events.decide import (
+from tasktrail.events.commands import (
     Answer,
     Ask,
     CancelTask,

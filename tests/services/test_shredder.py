@@ -14,7 +14,7 @@ from nats.js.errors import APIError, ObjectNotFoundError
 from tests.services.orders import TENANT
 from tests.services.placing import placed
 
-from tasktrail.events import decide
+from tasktrail.events import commands
 from tasktrail.events import entry as entries
 from tasktrail.events.authority import Trigger
 from tasktrail.events.errors import Unavailable
@@ -82,7 +82,7 @@ async def keeping(at: Parts, *observed: State) -> AsyncGenerator[Timekeeper]:
         await keeper.stop()
 
 
-async def submit(at: Parts, ref: str, command: decide.TaskCommand, **sealed: bytes) -> Recorded:
+async def submit(at: Parts, ref: str, command: commands.TaskCommand, **sealed: bytes) -> Recorded:
     return await at.ledger.submit(TENANT, ref, command, authority(), sealed)
 
 
@@ -94,12 +94,12 @@ async def expired_task(at: Parts, clock: Clock, name: str = "a task", result: by
     await submit(at, ref, create(arguments=arguments), arguments=blob)
     said, blob = key.seal("result", "done", result)
     if len(blob) <= at.settings.inline_max_bytes:
-        await submit(at, ref, decide.CompleteTask(id="done", result=said), result=blob)
+        await submit(at, ref, commands.CompleteTask(id="done", result=said), result=blob)
     else:
         await at.vault.put(said, ref, blob)
-        await submit(at, ref, decide.CompleteTask(id="done", result=said))
+        await submit(at, ref, commands.CompleteTask(id="done", result=said))
     clock.advance(TTL_MS)
-    return (await submit(at, ref, decide.ExpireTask(id="over"))).state
+    return (await submit(at, ref, commands.ExpireTask(id="over"))).state
 
 
 async def wrapped(at: Parts, ref: str) -> bytes:
@@ -242,7 +242,7 @@ async def test_a_crash_between_the_entry_and_the_destruction_is_repaired(
     async with keeping(one, state) as keeper:
         await until(lambda: keeper.ready, what="the timekeeper")
     clock.advance(RETENTION_MS)
-    half = await submit(one, state.task_ref, decide.ShredPayload(id="half", reason="retention"))
+    half = await submit(one, state.task_ref, commands.ShredPayload(id="half", reason="retention"))
     assert on_disk(fresh_nats, key)
     if stream == "lost":
         await one.js.publish(f"$KV.{CURRENT}.{state.task_ref}", current.encode(half.state))
@@ -265,12 +265,12 @@ async def until_none_is_set(at: Parts, keeper: Timekeeper) -> None:
     await until(none_is_set, what="the timers")
 
 
-def hold(made: str, by: str, name: str = "case 7") -> decide.PlaceHold:
-    return decide.PlaceHold(id=made, hold=name, by=by, reason="litigation")
+def hold(made: str, by: str, name: str = "case 7") -> commands.PlaceHold:
+    return commands.PlaceHold(id=made, hold=name, by=by, reason="litigation")
 
 
-def release(made: str, by: str, name: str = "case 7") -> decide.ReleaseHold:
-    return decide.ReleaseHold(id=made, hold=name, by=by, reason="settled")
+def release(made: str, by: str, name: str = "case 7") -> commands.ReleaseHold:
+    return commands.ReleaseHold(id=made, hold=name, by=by, reason="settled")
 
 
 @pytest.mark.requirement("R3")

@@ -94,7 +94,8 @@ async def test_the_store_stays_locked_against_other_processes_when_it_was_copied
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", code, str(store.path), stderr=asyncio.subprocess.PIPE
     )
-    _, said = await process.communicate()
+    async with asyncio.timeout(60):
+        _, said = await process.communicate()
     assert b"Could not set lock" in said, said
 
 

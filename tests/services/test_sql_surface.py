@@ -308,7 +308,7 @@ def test_at_most_two_statements_run_and_the_service_does_not_notice_what_becomes
     assert place.run("sql", "SELECT 1").code == 3
     assert place.run("tasks", "--json").code == 0
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert codes == [422, 422]
     for pid in set(map(int, _children(place.up.pid))) - before:
         assert is_gone(pid)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from tests.services.orders import REF, TENANT, do, report
 
-from tasktrail.events import decide
+from tasktrail.events import commands
 from tasktrail.events.entry import MSG_ID, Entry, encode
 from tasktrail.events.errors import ChainBroken, MalformedEntry
 from tasktrail.events.subjects import CURRENT, any_tenant_subject, task_ref, task_subject
@@ -77,7 +77,7 @@ class Asked:
 @pytest.mark.requirement("L5")
 async def test_another_replica_is_right_the_moment_a_change_is_acknowledged(one: Parts, other: Parts) -> None:
     """Design section 3: pollable the moment its creation was acknowledged, on any replica, without the projector."""
-    for command in (create(), report("a"), decide.CancelTask(id="c"), decide.StopTask(id="s")):
+    for command in (create(), report("a"), commands.CancelTask(id="c"), commands.StopTask(id="s")):
         done = await do(one, command)
         assert await other.states.of(TENANT, REF) == done.state
         assert await other.states.by_handle(REF) == done.state

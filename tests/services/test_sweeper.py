@@ -8,7 +8,7 @@ import pytest
 from nats.js.errors import ObjectNotFoundError
 
 from tasktrail.events.authority import Authority, Binding, Trigger
-from tasktrail.events.decide import CompleteTask, CreateTask, ReportStatus
+from tasktrail.events.commands import CompleteTask, CreateTask, ReportStatus
 from tasktrail.events.facts import Commitment, TaskSupport
 from tasktrail.events.subjects import entry_id
 from tasktrail.services import trail

@@ -18,7 +18,7 @@ from nats.js.errors import NotFoundError
 from tests.services.orders import REF, TENANT, complete, do, ref_of, until_told
 from tests.services.placing import placed
 
-from tasktrail.events import decide
+from tasktrail.events import commands
 from tasktrail.events.authority import Level, Standing, Trigger
 from tasktrail.events.entry import Entry
 from tasktrail.events.facts import Status, TaskCancelled, TaskExpired
@@ -161,7 +161,7 @@ async def test_a_finished_task_only_expires(one: Parts, clock: Clock) -> None:
 async def test_a_cancellation_that_nobody_confirms_ends_the_task_after_its_grace(one: Parts, clock: Clock) -> None:
     """L8: what became of the request: unconfirmed by any worker in time."""
     await do(one, create())
-    asked = await do(one, decide.CancelTask(id="c"))
+    asked = await do(one, commands.CancelTask(id="c"))
     clock.advance(GRACE_MS)
     async with keeping(one, asked.state):
         state = await task_once(one, lambda state: state.task.status.terminal)
@@ -173,8 +173,8 @@ async def test_a_cancellation_that_nobody_confirms_ends_the_task_after_its_grace
 async def test_a_confirmed_cancellation_is_left_alone(one: Parts, clock: Clock) -> None:
     """Its timer is still set when it is confirmed."""
     await do(one, create())
-    asked = await do(one, decide.CancelTask(id="c"))
-    await do(one, decide.StopTask(id="s"))
+    asked = await do(one, commands.CancelTask(id="c"))
+    await do(one, commands.StopTask(id="s"))
     clock.advance(GRACE_MS)
     other = await do(one, create(), ref_of("due"))
     async with keeping(one, asked.state) as keeper:
@@ -208,7 +208,7 @@ async def test_a_change_of_a_task_does_not_set_its_timers_again(one: Parts) -> N
     async with keeping(one) as keeper:
         for _ in range(100):
             keeper.observe(made.state)
-        asked = await do(one, decide.CancelTask(id="c"))
+        asked = await do(one, commands.CancelTask(id="c"))
         for _ in range(100):
             keeper.observe(asked.state)
         await until_ready(keeper)
@@ -369,7 +369,7 @@ async def test_after_a_restart_the_timers_are_read_back_from_the_bucket(
     """Module docstring; what fell due meanwhile fires at once, and what the bucket says wrongly does no harm."""
     live = await do(one, create())
     await do(one, create(), ref_of("asked"))
-    asked = await do(one, decide.CancelTask(id="c"), ref_of("asked"))
+    asked = await do(one, commands.CancelTask(id="c"), ref_of("asked"))
     await do(one, create(), ref_of("stale"))
     await do(one, complete(), ref_of("stale"))
     stale = await one.states.of(TENANT, ref_of("stale"))
@@ -405,7 +405,7 @@ async def test_several_timekeepers_end_a_task_once(
     """Module docstring: commands with fixed ids; each process with a connection of its own."""
     refs = [ref_of(str(number)) for number in range(12)]
     states = [(await do(one, create(), ref)).state for ref in refs]
-    states += [(await do(one, decide.CancelTask(id="c"), ref)).state for ref in refs[:6]]
+    states += [(await do(one, commands.CancelTask(id="c"), ref)).state for ref in refs[:6]]
     clock.advance(TTL_MS)
     async with AsyncExitStack() as stack:
         for _ in range(3):

@@ -34,12 +34,12 @@ from tasktrail.projections.tlog.note import vkey
 from tasktrail.projections.tlog.offline import SIGNED_AS
 from tasktrail.projections.tlog.offline_checks import (
     Key,
-    ed25519_verified,
     printable,
     tar_of,
     task_subjects,
     unpacked,
 )
+from tasktrail.projections.tlog.offline_ed25519 import ed25519_verified
 
 ENTRIES = 1_000
 AT_ONCE = 20

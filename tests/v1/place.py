@@ -11,12 +11,15 @@ from pathlib import Path
 
 from tests.binding.installation import Identity, Installation, Who, configuration
 from tests.mcp.place import reading
-from tests.v1.running import Client, Clients, clients, served
+from tests.v1.running import Client, Clients, Json, clients, served
 from tests.v1.session_wire import SessionWire
 
 from tasktrail.testing.issuer import LocalIssuer
 from tasktrail.testing.service import UpProcess
 
+RELATED = "io.modelcontextprotocol/related-task"
+LEASE = {"TASKTRAIL_WORKER_LEASE_MS": "9000"}
+"""Renewed every 3 s, which is when definitions are told."""
 _names = itertools.count(1)
 _MORE = "".join(f'\n[[servers]]\nname = "{name}"\n' for name in ("fast", "reports"))
 
@@ -46,7 +49,7 @@ async def opened(identity: Identity, directory: Path) -> AsyncGenerator[Place]:
         issuers = (stack.enter_context(LocalIssuer()), stack.enter_context(LocalIssuer()))
         config = directory / "tasktrail.toml"
         config.write_text(configuration(issuers, identity) + _MORE, encoding="utf-8")
-        up = stack.enter_context(UpProcess(directory / "data", environment={"TASKTRAIL_CONFIG": str(config)}))
+        up = stack.enter_context(UpProcess(directory / "data", environment={"TASKTRAIL_CONFIG": str(config), **LEASE}))
         urls = await stack.enter_async_context(served(up, identity, issuers, directory / "server.log"))
         wire = SessionWire(urls["tokens"], urls["open"])
         stack.push_async_callback(wire.close)
@@ -55,3 +58,9 @@ async def opened(identity: Identity, directory: Path) -> AsyncGenerator[Place]:
         place.clients = await stack.enter_async_context(clients(directory / "client.log"))
         place.trail = await stack.enter_async_context(reading(up.data))
         yield place
+
+
+def told_text(result: Json) -> str:
+    """The text of a tool's result."""
+    said: str = result["content"][0]["text"]
+    return said

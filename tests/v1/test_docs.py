@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 from tests.v1.environment import ROOT
-from tests.v1.place import Place
+from tests.v1.place import Place, told_text
 from tests.v1.running import program
-from tests.v1.test_life import told_text
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

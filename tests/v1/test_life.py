@@ -8,22 +8,14 @@ import json
 
 import pytest
 from tests.mcp.place import only
-from tests.v1.place import Place
+from tests.v1.place import RELATED, Place, told_text
 from tests.v1.running import Json, Refused
 
-from tasktrail.events.facts import TaskCompleted, TaskCreated
+from tasktrail.events.facts import TaskCompleted, TaskCreated, ToolDriftSeen
 from tasktrail.events.tracing import TraceContext
 from tasktrail.testing.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-
-RELATED = "io.modelcontextprotocol/related-task"
-
-
-def told_text(result: Json) -> str:
-    """The text of a tool's result."""
-    said: str = result["content"][0]["text"]
-    return said
 
 
 @pytest.mark.requirement("L3", "L4", "O2")
@@ -97,6 +89,23 @@ async def test_a_tool_that_errs_has_failed_and_its_result_is_what_a_plain_call_w
         assert (result["isError"], told_text(result)) == (True, text)
         assert (await ana.do("get", task_id=task["taskId"]))["status"] == "failed"
         assert only(await place.trail.of(task["taskId"]), TaskCompleted).is_error
+
+
+@pytest.mark.requirement("P3")
+async def test_a_tool_that_changes_while_its_task_lives_is_noticed(place: Place) -> None:
+    """docs/mcp-sdk-v1.md: within a lease of a client's being told of the change."""
+    ana, flag = await place.client(place.creator()), place.flag()
+    task = await ana.call("drifts", until=str(flag))
+    await ana.do("tools")
+
+    async def seen() -> bool:
+        return "ToolDriftSeen" in await place.trail.names(task["taskId"])
+
+    await until(seen, what="the drift")
+    flag.touch()
+    await ana.status(task, "completed")
+    found = await place.trail.of(task["taskId"])
+    assert only(found, ToolDriftSeen).tool_sha256 != only(found, TaskCreated).tool_sha256
 
 
 @pytest.mark.requirement("L6", "O4")

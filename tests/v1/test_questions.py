@@ -8,9 +8,8 @@ from http import HTTPStatus
 
 import pytest
 from tests.mcp.place import carrying, only
-from tests.v1.place import Place
+from tests.v1.place import RELATED, Place, told_text
 from tests.v1.running import Refused
-from tests.v1.test_life import RELATED, told_text
 
 from tasktrail.events.facts import CommandRefused, InputRequested, InputResponded
 from tasktrail.mcp.credentials import digest
@@ -149,11 +148,11 @@ async def test_an_answer_is_its_senders_whose_session_it_came_on_says_nothing(pl
     made = await place.wire.create(token, "greet")
     questions = asyncio.Queue[int]()
     waiting = asyncio.create_task(place.wire.result_of(token, made.task_id, questions))
-    number = await questions.get()
+    number = await asyncio.wait_for(questions.get(), 60)
     forged = {"jsonrpc": "2.0", "id": number, "result": {"action": "accept", "content": {"name": "eve"}}}
     session = await place.wire.session(token)
     await place.wire.send(eve.token(), forged, session)
-    again = await questions.get()
+    again = await asyncio.wait_for(questions.get(), 60)
     assert again != number, "asked again: nothing was answered"
     honest = {"jsonrpc": "2.0", "id": again, "result": {"action": "accept", "content": {"name": "Ana"}}}
     later = creator.token()

@@ -220,21 +220,11 @@ Governing: TypeAlias = (
 )
 """Commands about who may use a task and how long its payloads are kept: they never move its status."""
 
-TaskCommand: TypeAlias = (
-    CreateTask
-    | ReportStatus
-    | RequestInput
-    | RespondToInput
-    | CompleteTask
-    | FailTask
-    | CancelTask
-    | StopTask
-    | ExpireTask
-    | LoseWorker
-    | TakeWork
-    | SeeDefinition
-    | Governing
-)
-
 WorkCommand: TypeAlias = ReportStatus | RequestInput | CompleteTask | FailTask | StopTask | LoseWorker
 """Commands of whoever does the work."""
+
+MovingCommand: TypeAlias = WorkCommand | RespondToInput | CancelTask | TakeWork
+"""Commands that move a task which is there and lives."""
+
+TaskCommand: TypeAlias = CreateTask | MovingCommand | ExpireTask | SeeDefinition | Governing
+"""Every command."""

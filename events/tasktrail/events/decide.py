@@ -7,15 +7,13 @@ command.
     decide(CancelTask(id="…", at_ms=now), task)  ->  (CancelRequested(at_ms=now),)
 """
 
-from typing import TypeAlias, assert_never
+from typing import assert_never
 
 from tasktrail.events.authority import Standing
 from tasktrail.events.commands import (
     Answer,
-    Ask,
     CancelTask,
     ChangeAuthority,
-    Command,
     CompleteTask,
     CreateTask,
     ExpireTask,
@@ -23,7 +21,7 @@ from tasktrail.events.commands import (
     GiveGrant,
     Governing,
     LoseWorker,
-    OfWork,
+    MovingCommand,
     PlaceHold,
     ReleaseHold,
     ReportStatus,
@@ -66,39 +64,6 @@ from tasktrail.events.facts import (
 )
 from tasktrail.events.task import Task
 
-__all__ = [
-    "GRANTS_MAX",
-    "INPUTS_MAX",
-    "SHUTDOWN",
-    "Answer",
-    "Ask",
-    "CancelTask",
-    "ChangeAuthority",
-    "Command",
-    "CompleteTask",
-    "CreateTask",
-    "ExpireTask",
-    "FailTask",
-    "GiveGrant",
-    "Governing",
-    "LoseWorker",
-    "OfWork",
-    "PlaceHold",
-    "ReleaseHold",
-    "ReportStatus",
-    "RequestInput",
-    "RespondToInput",
-    "RevokeHandle",
-    "SeeDefinition",
-    "ShredPayload",
-    "StopTask",
-    "TakeWork",
-    "TaskCommand",
-    "WithdrawGrant",
-    "WorkCommand",
-    "decide",
-]
-
 INPUTS_MAX = 256
 """How many requests for input one task may make over its life."""
 
@@ -111,9 +76,9 @@ GRANTS_MAX = 64
 
 def decide(command: TaskCommand, task: Task | None) -> tuple[TaskEvent, ...]:
     """The events that `command` causes in `task` (None: no such task yet)."""
+    if isinstance(command, CreateTask):
+        return (_create(command) if task is None else _refused(command, task.status, "already_created"),)
     if task is None:
-        if isinstance(command, CreateTask):
-            return (_create(command),)
         return (_refused(command, "none", "no_such_task"),)
     if isinstance(command, ExpireTask | SeeDefinition):
         return _expire(command, task) if isinstance(command, ExpireTask) else _see(command, task)
@@ -123,21 +88,6 @@ def decide(command: TaskCommand, task: Task | None) -> tuple[TaskEvent, ...]:
     if closed:
         return (_refused(command, task.status, closed),)
     return _on_live_task(command, task)
-
-
-_Moving: TypeAlias = (
-    CreateTask
-    | ReportStatus
-    | RequestInput
-    | RespondToInput
-    | CompleteTask
-    | FailTask
-    | CancelTask
-    | StopTask
-    | ExpireTask
-    | LoseWorker
-    | TakeWork
-)
 
 
 def _govern(command: Governing, task: Task) -> tuple[TaskEvent, ...]:  # noqa: PLR0911 - one arm per command
@@ -227,12 +177,10 @@ def _hold(command: PlaceHold | ReleaseHold, task: Task) -> tuple[TaskEvent, ...]
     )
 
 
-def _closed(command: "_Moving", task: Task) -> str:
+def _closed(command: MovingCommand, task: Task) -> str:
     worker = command.worker if isinstance(command, WorkCommand) else None
     if isinstance(command, WorkCommand) and worker is not None and task.lost_to(worker, command.attempt):
         return "lost_worker"
-    if isinstance(command, CreateTask):
-        return "already_created"
     if task.expired_at_ms is not None:
         return "expired"
     if task.status.terminal:
@@ -240,7 +188,7 @@ def _closed(command: "_Moving", task: Task) -> str:
     return "ttl_elapsed" if command.at_ms >= task.expires_at_ms else ""
 
 
-def _on_live_task(command: "_Moving", task: Task) -> tuple[TaskEvent, ...]:  # noqa: C901, PLR0911 - one arm per command
+def _on_live_task(command: MovingCommand, task: Task) -> tuple[TaskEvent, ...]:  # noqa: PLR0911 - one arm per command
     match command:
         case ReportStatus():
             return _report(command, task)
@@ -255,16 +203,11 @@ def _on_live_task(command: "_Moving", task: Task) -> tuple[TaskEvent, ...]:  # n
         case CancelTask():
             return _cancel(command, task)
         case StopTask():
-            if task.cancel_requested_at_ms is None:
-                return (_refused(command, task.status, "no_cancel_requested"),)
-            return (TaskCancelled(at_ms=command.at_ms, reason=command.reason),)
+            return (_stop(command, task),)
         case LoseWorker():
             return _lose(command, task)
         case TakeWork():
             return _take(command, task)
-        case CreateTask() | ExpireTask():
-            message = f"{type(command).__name__} is decided before"
-            raise AssertionError(message)
         case _:
             assert_never(command)
 
@@ -276,6 +219,12 @@ def _cancel(command: CancelTask, task: Task) -> tuple[TaskEvent, ...]:
     if task.waits_for_worker:  # nobody works on it, so nobody has to stop
         return (requested, TaskCancelled(at_ms=command.at_ms, reason="requested"))
     return (requested,)
+
+
+def _stop(command: StopTask, task: Task) -> TaskEvent:
+    if task.cancel_requested_at_ms is None:
+        return _refused(command, task.status, "no_cancel_requested")
+    return TaskCancelled(at_ms=command.at_ms, reason=command.reason)
 
 
 def _lose(command: LoseWorker, task: Task) -> tuple[TaskEvent, ...]:

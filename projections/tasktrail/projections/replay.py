@@ -27,7 +27,8 @@ from tasktrail.projections import current
 from tasktrail.projections.audit.columns import EntryRow, EventRow, Message
 from tasktrail.projections.audit.found import Found, StepRow
 from tasktrail.projections.audit.history import assemble, in_order
-from tasktrail.projections.audit.rows import RejectedRow, Rows, TaskRow, read
+from tasktrail.projections.audit.rows import RejectedRow, Rows, read
+from tasktrail.projections.audit.task_rows import TaskRow
 from tasktrail.projections.audit.timeline import Step
 from tasktrail.projections.current import State
 

@@ -9,13 +9,11 @@ embedded, the extra `service`.
 """
 
 import contextlib
-import hashlib
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from mcp.server import MCPServer
 from mcp.server.context import CallNext, HandlerResult
 from mcp.server.extension import Extension, MethodBinding
@@ -28,11 +26,13 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from tasktrail.events.errors import TasktrailError
 from tasktrail.events.facts import OnWorkerLost, TaskSupport
-from tasktrail.mcp.link import EmbeddedLink, Link
+from tasktrail.mcp.definitions import definition_sha256
+from tasktrail.mcp.earlier import Earlier, making_of
+from tasktrail.mcp.link import EmbeddedLink, Link, connected
 from tasktrail.mcp.recording import App, Recording
 from tasktrail.mcp.running import RequestContext as Context
 from tasktrail.mcp.running import Tool
-from tasktrail.mcp.serving import Serving, TaskParams, ToolPolicy, UpdateParams, connected, declared, policy_of
+from tasktrail.mcp.serving import Serving, TaskParams, ToolPolicy, UpdateParams, declared, policy_of
 from tasktrail.services import wire
 from tasktrail.services.access.claims import TEXT_MAX
 from tasktrail.services.messages import DEFINED_MAX
@@ -51,6 +51,7 @@ class Tasks(Extension):
         self._tasks = Serving(link, forward_tokens=forward_tokens)
         self._tools = {name: policy_of(name, said) for name, said in tools.items()}
         self._server: MCPServer[Any] | None = None
+        self._earlier = Earlier(self._tasks, self._support)
 
     @classmethod
     def connect(
@@ -63,7 +64,8 @@ class Tasks(Extension):
     ) -> "Tasks":
         """Connect to a running tasktrail.
 
-        `target` is a `nats://` URL (several with commas) or the `adapter.json` that `tasktrail up` wrote; default: the
+        `target` is a `nats://` URL (several with commas) or a connection file that `tasktrail up` wrote into its data:
+        `adapter.json`, or the `servers/NAME.json` of a server with a login of its own (`[[servers]]`); default: the
         environment's TASKTRAIL_CONNECT. `server` names this MCP server on the trail; default: the MCPServer's name.
         `tools` says which tools are `optional`, `required` or `forbidden` (the default) as tasks, or more of them in a
         `ToolPolicy`. `forward_tokens`:
@@ -113,7 +115,7 @@ class Tasks(Extension):
     async def _serving(self, server: MCPServer[Any]) -> AsyncGenerator[None]:
         self._server = server
         if self._tasks.listen not in server.middleware:
-            server.middleware.append(self._tasks.listen)
+            server.middleware.extend((self._tasks.listen, self._earlier))
         async with self._tasks.open(server.name, self._defined):
             yield
 
@@ -124,14 +126,14 @@ class Tasks(Extension):
     def _defined(self) -> dict[str, str]:
         names = [name for name in self._tools if len(name) <= TEXT_MAX]
         tools = [tool for name in names[:DEFINED_MAX] if (tool := self._tool(name)) is not None]
-        return {tool.name: _definition_sha256(tool) for tool in tools}
+        return {tool.name: _sha256(tool) for tool in tools}
 
     async def _found(self, name: str) -> Tool | None:
         tool = self._tool(name)
         return None if tool is None else self._runnable(tool)
 
     def _runnable(self, tool: SdkTool) -> Tool:
-        return Tool(self._enter, _definition_sha256(tool), in_thread=not tool.is_async)
+        return Tool(self._enter, _sha256(tool), in_thread=not tool.is_async)
 
     def recording(self, app: App) -> Recording:
         """This server's ASGI application, with the requests that it turns away itself (401, 403) put on the trail."""
@@ -153,14 +155,22 @@ class Tasks(Extension):
         policy = self._tools.get(params.name)
         if policy is None or policy.support is TaskSupport.FORBIDDEN:
             return await call_next(ctx)
+        tool = self._tool(params.name)
+        if tool is not None and (making := making_of(ctx)) is not None:
+            return await making.create(self._tasks, params, ctx, policy, self._runnable(tool))
         if not declared(ctx):
             if policy.support is TaskSupport.REQUIRED:
                 await self._tasks.refuse_undeclared(ctx)
             return await call_next(ctx)
-        tool = self._tool(params.name)
         if tool is None or (params.input_responses is None and (policy.asks_first or _asks_first(tool))):
             return await call_next(ctx)
         return wire.created(await self._tasks.create(params, ctx, policy, self._runnable(tool)))
+
+    async def _support(self, name: str) -> TaskSupport:
+        policy = self._tools.get(name)
+        if policy is None or self._tool(name) is None:
+            return TaskSupport.FORBIDDEN
+        return TaskSupport(policy.support)
 
     async def _enter(self, params: CallToolRequestParams, ctx: Context) -> CallToolResult | InputRequiredResult:
         server = self._started()
@@ -187,7 +197,5 @@ def _asks_first(tool: SdkTool) -> bool:
     return bool(tool.resolved_params) or returns_input_required(tool.fn)
 
 
-def _definition_sha256(tool: SdkTool) -> str:
-    """Digest of what a client is told of the tool."""
-    told = [tool.name, tool.description, tool.parameters, tool.output_schema]
-    return hashlib.sha256(msgspec.json.encode(told, order="deterministic")).hexdigest()
+def _sha256(tool: SdkTool) -> str:
+    return definition_sha256(tool.name, tool.description, tool.parameters, tool.output_schema)

@@ -12,17 +12,15 @@ works inside a task, too. Needs fastmcp >= 4.1.
 """
 
 import contextlib
-import hashlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
-import msgspec
 from fastmcp.exceptions import FastMCPError, NotFoundError
 from fastmcp.exceptions import ToolError as FastMCPToolError
 from fastmcp.server.context import Context as ToolContext
@@ -39,10 +37,12 @@ from mcp_types.version import LATEST_HANDSHAKE_VERSION, MODERN_PROTOCOL_VERSIONS
 from pydantic import BaseModel, ConfigDict
 
 from tasktrail.events.facts import OnWorkerLost, TaskSupport
-from tasktrail.mcp.link import EmbeddedLink, Link
+from tasktrail.mcp.definitions import definition_sha256
+from tasktrail.mcp.earlier import Earlier, making_of
+from tasktrail.mcp.link import EmbeddedLink, Link, connected
 from tasktrail.mcp.recording import App, Recording
 from tasktrail.mcp.running import RequestContext, Tool
-from tasktrail.mcp.serving import Serving, TaskParams, ToolPolicy, UpdateParams, connected, declared, policy_of
+from tasktrail.mcp.serving import Serving, TaskParams, ToolPolicy, UpdateParams, declared, policy_of
 from tasktrail.services import wire
 from tasktrail.services.messages import DEFINED_MAX
 
@@ -63,12 +63,15 @@ class TasktrailTasks(ServerExtension):
     """The extension: give it to `mcp.add_extension(…)`."""
 
     identifier = wire.EXTENSION
+    _serving: ClassVar[type[Serving]] = Serving
 
     def __init__(
         self, link: Link, tools: Mapping[str, str | ToolPolicy] | None = None, *, forward_tokens: bool = False
     ) -> None:
-        self._tasks = Serving(link, forward_tokens=forward_tokens)
+        self._tasks = self._serving(link, forward_tokens=forward_tokens)
+        self._earlier = Earlier(self._tasks, self._support)
         self._tools = {name: policy_of(name, said) for name, said in (tools or {}).items()}
+        self._defined: dict[str, str] = {}
 
     @classmethod
     def connect(
@@ -115,13 +118,11 @@ class TasktrailTasks(ServerExtension):
     async def _lifespan(self) -> AsyncGenerator[None]:
         middleware = self.server._mcp_server.middleware  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] # FastMCP has no public way to spec methods
         if self._tasks.listen not in middleware:
-            middleware.append(self._tasks.listen)
+            middleware.extend((self._tasks.listen, self._earlier))
         offered = await self._offered()
-        versions = Counter(tool.name for tool in offered)
-        # Of several versions a task may be any's, so that none of them has drifted from it.
-        defined = {tool.name: _definition_sha256(tool) for tool in offered if versions[tool.name] == 1}
+        self._note(offered)
         again = {tool.name for tool in offered if self._policy(tool).on_worker_lost is OnWorkerLost.RERUN}
-        async with self._tasks.open(self.server.name, lambda: defined):
+        async with self._tasks.open(self.server.name, lambda: self._defined):
             self._tasks.rerun(again, self._found, self.server._lifespan_result)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] # as FastMCP's own contexts have it
             yield
 
@@ -150,26 +151,37 @@ class TasktrailTasks(ServerExtension):
                 message = f"tool {params.name!r} runs as a task only: the client has to call it itself"
                 raise FastMCPToolError(message)
             return await call_next()
+        run = Tool(self._entering(version), _sha256(tool), in_thread=_in_thread(tool))
+        if (making := making_of(ctx)) is not None:
+            return _Created(**await making.create(self._tasks, params, ctx, policy, run))
         if not declared(ctx):
             if policy.support is TaskSupport.REQUIRED:
                 await self._tasks.refuse_undeclared(ctx)
             return await call_next()
         if (policy.asks_first or _asks_first(tool)) and params.input_responses is None:
             return await call_next()
-        run = Tool(self._entering(version), _definition_sha256(tool), in_thread=_in_thread(tool))
         return _Created(**wire.created(await self._tasks.create(params, ctx, policy, run)))
 
     async def _offered(self) -> list[FastMCPTool]:
         """The tools that may become tasks."""
-        tools = await self.server.list_tools(run_middleware=False)
+        return self._able(await self.server.list_tools(run_middleware=False))
+
+    def _able(self, tools: Iterable[FastMCPTool]) -> list[FastMCPTool]:
         return [tool for tool in tools if self._policy(tool).support is not TaskSupport.FORBIDDEN][:DEFINED_MAX]
+
+    def _note(self, tools: Sequence[FastMCPTool]) -> None:
+        """Remember how these are defined. Of several versions a task may be any's: none has drifted from it."""
+        versions = Counter(tool.name for tool in tools)
+        self._defined = {tool.name: _sha256(tool) for tool in tools if versions[tool.name] == 1}
 
     async def _found(self, name: str) -> Tool | None:
         """The tool of this name, to be run again: its newest version."""
         tool = await self._tool(name, None)
-        return (
-            None if tool is None else Tool(self._entering(None), _definition_sha256(tool), in_thread=_in_thread(tool))
-        )
+        return None if tool is None else Tool(self._entering(None), _sha256(tool), in_thread=_in_thread(tool))
+
+    async def _support(self, name: str) -> TaskSupport:
+        tool = await self._tool(name, None)
+        return TaskSupport.FORBIDDEN if tool is None else TaskSupport(self._policy(tool).support)
 
     async def _tool(self, name: str, version: VersionSpec | None) -> FastMCPTool | None:
         try:
@@ -248,7 +260,5 @@ def _in_thread(tool: FastMCPTool) -> bool:
     return fn is not None and not is_coroutine_function(fn)
 
 
-def _definition_sha256(tool: FastMCPTool) -> str:
-    """Digest of what a client is told of the tool."""
-    told = [tool.name, tool.description, tool.parameters, tool.output_schema]
-    return hashlib.sha256(msgspec.json.encode(told, order="deterministic")).hexdigest()
+def _sha256(tool: FastMCPTool) -> str:
+    return definition_sha256(tool.name, tool.description, tool.parameters, tool.output_schema)

@@ -11,6 +11,7 @@ an error of `tasktrail.events.errors`; signals may be lost and are only ever a r
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -44,6 +45,9 @@ ANSWER_S = 1.9
 """How long a connected adapter waits: its caller is answered within two seconds, and the service says within 1.5 s
 that the trail does not answer."""
 
+URL_VARIABLE = "TASKTRAIL_CONNECT"
+"""The environment's word on where tasktrail is."""
+
 Listener = Callable[[str, Signal], None]
 
 
@@ -61,7 +65,11 @@ class Link(Protocol):
         ...
 
     async def request(self, action: str, said: Said) -> Any:  # noqa: ANN401 - the action's reply
-        """Carry an action out and return its reply."""
+        """Carry an action out and return its reply.
+
+        Raises:
+            TasktrailError: it was refused, or nobody knows whether it was done; `written` says which.
+        """
         ...
 
     def listen(self, listener: Listener) -> Callable[[], None]:
@@ -125,7 +133,15 @@ class ConnectedLink(_Heard):
         self.tell(msg.subject.rpartition(".")[2], signal)
 
     async def request(self, action: str, said: Said) -> Any:  # noqa: ANN401 - the action's reply
-        """Send one request and wait for its reply."""
+        """Send one request and wait `ANSWER_S` for its reply.
+
+        Raises:
+            InvalidRequest: the payload is not JSON.
+            TooLarge: it is more than the NATS server takes.
+            NothingWritten: the link is not started, or nobody answers on this NATS server.
+            MaybeWritten: no reply came in time.
+            TasktrailError: the service answered with an error.
+        """
         if self._nc is None:
             message = "the adapter is not started: give its `lifespan` to the MCP server"
             raise NothingWritten(message)
@@ -151,6 +167,19 @@ class ConnectedLink(_Heard):
         return answered(action, reply.data)
 
 
+def connected(target: str | Path | None, server: str, *, by: str = "Tasks") -> ConnectedLink:
+    """The link to a running tasktrail: `target`, or what the environment says. `by` has the `connect` to name.
+
+    Raises:
+        InvalidRequest: neither says where it is, or it is not of this form.
+    """
+    text = str(target or os.environ.get(URL_VARIABLE, ""))
+    if not text:
+        message = f"say where tasktrail is: {by}.connect('nats://…') or the environment's {URL_VARIABLE}"
+        raise InvalidRequest(message)
+    return ConnectedLink(Connection.from_text(text), server)
+
+
 class EmbeddedLink(_Heard):
     """A whole tasktrail in this process."""
 
@@ -172,8 +201,6 @@ class EmbeddedLink(_Heard):
         except ImportError as error:
             message = f"embedded mode needs the service's packages ({error.name}): pip install 'tasktrail[service,mcp]'"
             raise InvalidRequest(message) from error
-        import os  # noqa: PLC0415 - the environment is read where settings are
-
         self._service = Service(load(os.environ, data=self._data))
         self._service.announce(self.server, self.tell)
         await self._service.start()
@@ -185,7 +212,12 @@ class EmbeddedLink(_Heard):
             self._service = None
 
     async def request(self, action: str, said: Said) -> Any:  # noqa: ANN401 - the action's reply
-        """Carry an action out at the service's desk."""
+        """Carry an action out at the service's desk.
+
+        Raises:
+            NothingWritten: the link is not started, or the trail cannot even be read.
+            TasktrailError: the service refused it.
+        """
         if self._service is None:
             message = "the adapter is not started: give its `lifespan` to the MCP server"
             raise NothingWritten(message)

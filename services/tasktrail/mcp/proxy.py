@@ -17,21 +17,25 @@ from urllib.parse import urlsplit
 import msgspec
 from fastmcp.client.logging import LogMessage
 from fastmcp.client.transports import StdioTransport
+from fastmcp.server.completions import CompletionHandler, CompletionReference
 from fastmcp.server.dependencies import get_http_headers
+from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.server.providers.proxy import FastMCPProxy, ProxyClient
 from fastmcp.tools.base import Tool as FastMCPTool
 from mcp.shared.exceptions import MCPError
-from mcp_types import INTERNAL_ERROR
+from mcp_types import INTERNAL_ERROR, Completion, CompletionArgument, CompletionContext, ListToolsRequest
 
 from tasktrail.events.errors import InvalidRequest
 from tasktrail.mcp.fastmcp import TasktrailTasks, in_task
-from tasktrail.mcp.link import Link
-from tasktrail.mcp.serving import Serving, ToolPolicy, connected, policy_of
+from tasktrail.mcp.link import connected
+from tasktrail.mcp.serving import Serving, ToolPolicy, policy_of
 from tasktrail.services.messages import Caller
 
 _log = logging.getLogger(__name__)
 
 _BEARER = "bearer "
+
+Connect = Callable[[], ProxyClient[Any]]
 
 
 class Upstream(NamedTuple):
@@ -49,7 +53,8 @@ class Upstream(NamedTuple):
 class _Forwarding(Serving):
     """Callers by their own tokens: this server checks none."""
 
-    def _caller(self) -> Caller:
+    def caller(self) -> Caller:
+        """Who the request's bearer token names, for tasktrail to verify."""
         said = get_http_headers(include={"authorization"}).get("authorization", "")
         return Caller(token=said[len(_BEARER) :]) if said.lower().startswith(_BEARER) else Caller()
 
@@ -57,13 +62,32 @@ class _Forwarding(Serving):
 class ProxyTasks(TasktrailTasks):
     """The extension of a proxy: only the tools that are named become tasks."""
 
-    def __init__(self, link: Link, tools: Mapping[str, str | ToolPolicy]) -> None:
-        super().__init__(link, tools)
-        self._tasks = _Forwarding(link)
+    _serving = _Forwarding
 
     async def _offered(self) -> list[FastMCPTool]:
         """None: the server behind need not be there yet, and what one process asked of it no other can go on with."""
         return []
+
+    def listed(self, tools: Sequence[FastMCPTool]) -> None:
+        """The server behind has these tools now: that one was changed is told with the lease."""
+        self._note(self._able(tools))
+
+
+class _Listening(Middleware):
+    """Hears what the server behind says of its tools."""
+
+    def __init__(self, tasks: ProxyTasks) -> None:
+        self._tasks = tasks
+
+    async def on_list_tools(
+        self,
+        context: MiddlewareContext[ListToolsRequest],
+        call_next: CallNext[ListToolsRequest, Sequence[FastMCPTool]],
+    ) -> Sequence[FastMCPTool]:
+        """`tools/list` of a client."""
+        tools = await call_next(context)
+        self._tasks.listed(tools)
+        return tools
 
 
 def proxy(
@@ -84,12 +108,16 @@ def proxy(
         message = f"{upstream.url!r:.80} is no http or https URL"
         raise InvalidRequest(message)
     tasks = ProxyTasks(connected(target, server or upstream.name), tools)
+    connect = _connecting(upstream)
     made = FastMCPProxy(
-        client_factory=_connecting(upstream),
+        client_factory=connect,
         name=server or upstream.name,
         identity="upstream",
         provider_error_strategy="raise",
+        dereference_schemas=False,
     )
+    made.add_completion_handler(_completing(connect))
+    made.add_middleware(_Listening(tasks))
     made.add_extension(tasks)
     return made
 
@@ -117,7 +145,20 @@ async def _log_of_process(message: LogMessage) -> None:
     _log.info("%s: %s", message.level, message.data)
 
 
-def _connecting(upstream: Upstream) -> Callable[[], ProxyClient[Any]]:
+def _completing(connect: Connect) -> CompletionHandler:
+    """Completions as the server behind gives them."""
+
+    async def complete(
+        ref: CompletionReference, argument: CompletionArgument, context: CompletionContext | None
+    ) -> Completion:
+        async with connect() as client:
+            said: Completion = await client.complete(ref, argument.model_dump(), context.arguments if context else None)
+        return said
+
+    return complete
+
+
+def _connecting(upstream: Upstream) -> Connect:
     """How each request reaches the upstream server: at the revision of MCP that it speaks, whatever the client's is.
 
     A process that speaks stdio is shared by all requests but those of tasks. What it asks its client does not say for

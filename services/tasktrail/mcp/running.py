@@ -44,27 +44,20 @@ from mcp_types import (
 )
 from mcp_types.version import LATEST_MODERN_VERSION
 
-from tasktrail.events.errors import AuthorityPaused, TasktrailError
+from tasktrail.events.errors import TasktrailError
 from tasktrail.events.tracing import TraceContext
 from tasktrail.mcp import tracing
 from tasktrail.mcp.callers import call as described
-from tasktrail.mcp.link import Link, patiently
+from tasktrail.mcp.link import Link
+from tasktrail.mcp.voice import MESSAGE_MAX, REPORT_EVERY_S, Voice
 from tasktrail.services import messages
-from tasktrail.services.clock import now_ms
 from tasktrail.services.messages import Asked, InputAsk, Order, RpcError, Signal, TaskView, WorkView
 
 _log = logging.getLogger(__name__)
 
-REPORT_EVERY_S = 0.25
-"""At most one status message this often; of those between, the last one counts."""
-
-LOOK_EVERY_S = 2.0
-"""How often a run that waits looks for itself: signals may be lost."""
-
 LOSE_AFTER_S = 2.0
 """How long a tool may take to stop when the process goes away, before its task is ended without it."""
 
-MESSAGE_MAX = 4_096
 _KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -146,7 +139,7 @@ class Run:
         self._asked = list(view.asked) if isinstance(view, Order) else []
         self._lost = False
         self._enter, self._link, self._params = tool.enter, link, params
-        self._until_ms = view.created_at_ms + view.ttl_ms
+        self._voice = Voice(link, view, worker=worker, attempt=self.attempt if worker else 0)
         self._trace = TraceContext.of_run(self.ref, *call.trace)
         self._context = _background(call, self, self._trace)
         self._asks: dict[str, InputAsk] = {}
@@ -201,13 +194,17 @@ class Run:
             self._tool.cancel()
 
     async def lose(self, cause: str) -> None:
-        """This process is going away: stop the tool and say so."""
+        """This process is going away: stop the tool and say so.
+
+        Raises:
+            TasktrailError: it could not be said.
+        """
         if self.running is None or self.running.done():
             return
         self.running.cancel()
         await asyncio.wait([self.running], timeout=LOSE_AFTER_S)
         if not self._lost:
-            await self._say("lose", messages.LoseWorker(**self._mine(), cause=cause))
+            await self._voice.say("lose", messages.LoseWorker(**self._voice.mine(), cause=cause))
 
     async def _run(self) -> None:
         with tracing.running(self._trace):
@@ -256,7 +253,11 @@ class Run:
             )
 
     async def ask(self, method: str, params: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Park on one request for input until it is answered."""
+        """Park on one request for input until it is answered.
+
+        Raises:
+            MCPError: the client did not declare that it can be asked this, or the task could not ask.
+        """
         answer: dict[str, Any] = await self._enqueue(method, dict(params or {}), method.partition("/")[0])
         return answer
 
@@ -295,7 +296,7 @@ class Run:
             await anyio.lowlevel.checkpoint()
             asks, self._asks = self._asks, {}
             try:
-                view = await self._say("ask", messages.RequestInput(**self._mine(), asks=asks))
+                view = await self._voice.say("ask", messages.RequestInput(**self._voice.mine(), asks=asks))
                 why = f"refused: {view.reason}" if view.outcome == "refused" else ""
             except TasktrailError as error:
                 why = error.message
@@ -313,29 +314,17 @@ class Run:
 
     async def _follow(self) -> None:
         """Pass on what the tool says, and what the client answers, while the tool runs."""
-        why = ""
-        while True:
-            try:
-                async with asyncio.timeout(LOOK_EVERY_S):
-                    await self._nudged.wait()
-            except TimeoutError:
-                pass
-            self._nudged.clear()
-            try:
-                await self._exchange()
-                why = ""
-            except TasktrailError as error:
-                if error.reason != why:  # the same again and again, perhaps for hours, says nothing new
-                    _log.warning("task %s: %s", self.ref, error.message)
-                why = error.reason
-            await asyncio.sleep(REPORT_EVERY_S if self._said is None and not self._waiting else 0.01)
+        await self._voice.follow(self._nudged, self._exchange, self._pause_s)
+
+    def _pause_s(self) -> float:
+        return REPORT_EVERY_S if self._said is None and not self._waiting else 0.01
 
     async def _exchange(self) -> None:
         """Report, or look. A report that must wait is the next round's, unless there is news; now look all the same."""
         said, self._said = self._said, None
         waits: TasktrailError | None = None
         if said is not None:
-            report = messages.ReportStatus(**self._mine(), message=said)
+            report = messages.ReportStatus(**self._voice.mine(), message=said)
             try:
                 self._take(await self._link.request("report", report))
             except TasktrailError as error:
@@ -346,7 +335,7 @@ class Run:
                     self._said = said
             await asyncio.sleep(REPORT_EVERY_S)
         if said is None or waits is not None:
-            self._take(await self._link.request("collect", messages.CollectInput(**self._of())))
+            self._take(await self._link.request("collect", messages.CollectInput(**self._voice.of())))
         if waits is not None:
             raise waits
 
@@ -363,30 +352,26 @@ class Run:
         if self._lost and tool.cancelled():
             return
         try:
-            await self._say(*self._outcome(tool), unless=self._unwanted)
-        except AuthorityPaused:
-            if not (self._unwanted.is_set() and self._live):
-                raise
-            await self._say("stop", messages.StopTask(**self._mine()))
+            await self._voice.end(*self._outcome(tool), unwanted=self._unwanted, live=lambda: self._live)
         except Exception as unfit:
             if isinstance(unfit, TasktrailError) and unfit.retriable:
                 raise
             why = unfit.message if isinstance(unfit, TasktrailError) else "it is not JSON"
             _log.exception("the outcome of task %s cannot be recorded as it is", self.ref)
             error = RpcError(code=INTERNAL_ERROR, message=f"the outcome could not be recorded: {why}")
-            await self._say("fail", messages.FailTask(**self._mine(), error=error))
+            await self._voice.say("fail", messages.FailTask(**self._voice.mine(), error=error))
 
     def _outcome(self, tool: "asyncio.Task[CallToolResult]") -> tuple[str, messages.Said]:
         """What the tool's end is to be recorded as."""
         if tool.cancelled() and self._stopped:
-            return "stop", messages.StopTask(**self._mine())
+            return "stop", messages.StopTask(**self._voice.mine())
         failure = asyncio.CancelledError() if tool.cancelled() else tool.exception()
         if isinstance(failure, MCPError):
             error = msgspec.convert(failure.error.model_dump(mode="json", exclude_none=True), RpcError)
-            return "fail", messages.FailTask(**self._mine(), error=error)
+            return "fail", messages.FailTask(**self._voice.mine(), error=error)
         result = tool.result() if failure is None else self._tool_error(failure)
         return "complete", messages.CompleteTask(
-            **self._mine(),
+            **self._voice.mine(),
             result=result.model_dump(by_alias=True, mode="json", exclude_none=True),
             is_error=bool(result.is_error),
         )
@@ -397,22 +382,6 @@ class Run:
             _log.error("tool %r raised an unexpected exception", self._params.name, exc_info=failure)
         text = str(failure) if isinstance(failure, ToolError) else f"Error executing tool {self._params.name}"
         return CallToolResult(content=[TextContent(type="text", text=text)], is_error=True)
-
-    def _of(self) -> dict[str, Any]:
-        """Which task, and who speaks of it."""
-        return {"task_ref": self.ref, "worker": self._worker, "attempt": self.attempt if self._worker else 0}
-
-    def _mine(self) -> dict[str, Any]:
-        """The same, with the id of a new command."""
-        return {**self._of(), "command_id": secrets.token_hex(16)}
-
-    async def _say(self, action: str, said: messages.Said, *, unless: asyncio.Event | None = None) -> WorkView:
-        view: WorkView = await patiently(
-            self._link, action, said, until_ms=self._until_ms, now_ms=now_ms, unless=unless
-        )
-        if view.outcome == "refused":
-            _log.info("task %s: %s refused: %s", self.ref, action, view.reason)
-        return view
 
 
 class _Parked:

@@ -14,12 +14,10 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 import msgspec
 from mcp.server.context import CallNext, HandlerResult
@@ -29,6 +27,7 @@ from mcp.shared.inbound import decode_header_value
 from mcp_types import (
     HEADER_MISMATCH,
     INVALID_PARAMS,
+    METHOD_NOT_FOUND,
     MISSING_REQUIRED_CLIENT_CAPABILITY,
     CallToolRequestParams,
     RequestParams,
@@ -38,31 +37,33 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from tasktrail.events.errors import InvalidRequest, TaskNotFound, TasktrailError
 from tasktrail.events.facts import OnWorkerLost, TaskSupport
 from tasktrail.mcp.callers import call, caller, handle_text, words
-from tasktrail.mcp.link import ConnectedLink, Link, patiently
+from tasktrail.mcp.leasing import Leasing
+from tasktrail.mcp.link import Link, patiently
 from tasktrail.mcp.listening import TaskStream, wanted, wants_tasks
 from tasktrail.mcp.recording import App, Recording
 from tasktrail.mcp.running import Call, RequestContext, Run, Tool
-from tasktrail.services import messages, wire
+from tasktrail.services import messages, wire, wire_2025
 from tasktrail.services.clock import now_ms
-from tasktrail.services.connection import Connection
 from tasktrail.services.messages import DEFINED_MAX, Signal, TaskView
 
 _log = logging.getLogger(__name__)
 
-URL_VARIABLE = "TASKTRAIL_CONNECT"
 STOP_WITHIN_S = 5.0
 NAME_MAX = 512
 """Characters of a tool's name that a message can say."""
 SETTLE_WITHIN_MS = 60_000
-LEASE_S = 30.0
-"""The length of a lease until tasktrail has told its own."""
-RENEW_AGAIN_S = 1.0
 LOOK_EVERY_S = 10.0
 """How often, at the most rarely, it is asked for work that no signal told of."""
 WAIT_MS = 1_000
 """How long to wait for work that a signal told of: it is on its way to the queue."""
 
 Context = RequestContext
+
+if TYPE_CHECKING:
+    Support = TaskSupport | Literal["forbidden", "optional", "required"]
+    WhenLost = OnWorkerLost | Literal["fail", "rerun"]
+else:  # what `policy_of` makes of either
+    Support, WhenLost = TaskSupport, OnWorkerLost
 
 
 class ToolPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,10 +74,10 @@ class ToolPolicy(msgspec.Struct, frozen=True, kw_only=True):
     returning `InputRequiredResult`, although nothing at it says so (a proxied one).
     """
 
-    support: TaskSupport
+    support: Support
     ttl_ms: int | None = None
     poll_interval_ms: int | None = None
-    on_worker_lost: OnWorkerLost = OnWorkerLost.FAIL
+    on_worker_lost: WhenLost = OnWorkerLost.FAIL
     asks_first: bool = False
 
 
@@ -111,19 +112,6 @@ class UpdateParams(TaskParams):
     input_responses: Any = None
 
 
-def connected(target: str | Path | None, server: str) -> ConnectedLink:
-    """The link to a running tasktrail; `target` as `Tasks.connect` takes it.
-
-    Raises:
-        InvalidRequest: it is not of that form.
-    """
-    text = str(target or os.environ.get(URL_VARIABLE, ""))
-    if not text:
-        message = f"say where tasktrail is: Tasks.connect('nats://…') or the environment's {URL_VARIABLE}"
-        raise InvalidRequest(message)
-    return ConnectedLink(Connection.from_text(text), server)
-
-
 Find = Callable[[str], Awaitable[Tool | None]]
 """How a tool is found by its name."""
 Defined = Callable[[], dict[str, str]]
@@ -145,7 +133,7 @@ class Serving:
         self._runs: dict[str, Run] = {}
         self._settling: set[asyncio.Task[None]] = set()
         self._worker = secrets.token_hex(8)
-        self._lease_s = LEASE_S
+        self._leasing = Leasing(link, self._worker)
         self._taking: asyncio.Task[None] | None = None
         self._waiting = asyncio.Event()
         self._taken: OrderedDict[str, int] = OrderedDict()
@@ -155,11 +143,16 @@ class Serving:
         """While the server of this name runs; work that is still running at the end ends as failed, on the trail.
 
         `defined` are its tools with the digests of their definitions, to be told as often as the lease is renewed.
+
+        Raises:
+            NothingWritten: connected, and no NATS server answers.
+            InvalidRequest: embedded, and the extra `service` is not installed, or a setting is not of its form.
+            NotReady, KeyringError, BrokerError: embedded, and the service cannot start; with what to do.
         """
         self._link.server = self._link.server or name
         await self._link.start()
         stop = self._link.listen(self._signalled)
-        renewing = asyncio.create_task(self._renew_for_ever(defined or dict))
+        renewing = asyncio.create_task(self._leasing.renew_for_ever(lambda: _sayable((defined or dict)())))
         try:
             yield
         finally:
@@ -191,25 +184,14 @@ class Serving:
         """This server's ASGI application, with the requests that it turns away itself (401, 403) put on the trail."""
         return Recording(app, self._link, forward=self._forward)
 
-    def _caller(self) -> messages.Caller:
-        return caller(forward=self._forward)
+    @property
+    def link(self) -> Link:
+        """The link to tasktrail."""
+        return self._link
 
-    async def _renew_for_ever(self, defined: Defined) -> None:
-        """Be known to be alive, so that what runs here is nobody else's."""
-        why = ""
-        while True:
-            try:
-                said = messages.RenewLease(worker=self._worker, tools=_sayable(defined()))
-                lease: messages.Lease = await self._link.request("renew", said)
-                self._lease_s, why, pause_s = lease.lease_ms / 1000, "", lease.lease_ms / 3000
-            except TasktrailError as error:
-                if error.reason != why:
-                    _log.warning("the lease of worker %s could not be renewed: %s", self._worker, error.message)
-                why, pause_s = error.reason, min(RENEW_AGAIN_S, self._lease_s / 6)
-            except Exception:  # noqa: BLE001 - whatever it was, what runs here must not become another's
-                _log.exception("the lease of worker %s could not be renewed", self._worker)
-                pause_s = min(RENEW_AGAIN_S, self._lease_s / 6)
-            await asyncio.sleep(pause_s)
+    def caller(self) -> messages.Caller:
+        """Who makes the current request."""
+        return caller(forward=self._forward)
 
     async def _take_for_ever(self, names: tuple[str, ...], find: Find, lifespan_context: Any) -> None:  # noqa: ANN401 - see `rerun`
         """Take over work when a signal says that some waits, and look from time to time: signals may be lost."""
@@ -227,7 +209,7 @@ class Serving:
                 _log.exception("work that lost its worker could not be begun")
             if not took:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(LOOK_EVERY_S, self._lease_s / 3)):
+                    async with asyncio.timeout(min(LOOK_EVERY_S, self._leasing.lease_s / 3)):
                         await self._waiting.wait()
 
     async def _take(self, names: tuple[str, ...], find: Find, lifespan_context: Any) -> bool:  # noqa: ANN401 - see `rerun`
@@ -291,18 +273,18 @@ class Serving:
     async def _create(self, params: CallToolRequestParams, ctx: Context, policy: ToolPolicy, tool: Tool) -> TaskView:
         extensions, features = _capabilities(ctx)
         said = messages.CreateTask(
-            caller=self._caller(),
-            call=call(ctx),
+            caller=self.caller(),
+            call=described(ctx),
             command_id=secrets.token_hex(16),
             tool=params.name,
             tool_sha256=tool.sha256,
-            task_support=policy.support,
+            task_support=TaskSupport(policy.support),
             client_extensions=extensions,
             client_features=features,
             ttl_ms=policy.ttl_ms,
             poll_interval_ms=policy.poll_interval_ms,
             arguments=params.arguments,
-            on_worker_lost=policy.on_worker_lost,
+            on_worker_lost=OnWorkerLost(policy.on_worker_lost),
             worker=self._worker,
         )
         try:
@@ -310,7 +292,7 @@ class Serving:
         except TasktrailError as error:
             if error.written == "maybe":
                 self._settle(said)
-            raise _rpc_error(error) from error
+            raise rpc_error(error) from error
         self._begin(Run(self._link, view, params, Call.of(ctx), tool, worker=self._worker))
         return view
 
@@ -336,8 +318,8 @@ class Serving:
     async def get(self, ctx: Context, params: TaskParams) -> HandlerResult:
         """`tasks/get`."""
         handle = await self._handle(ctx, params)
-        view: TaskView = await self._request(
-            "get", messages.GetTask(caller=self._caller(), call=call(ctx), task_id=handle)
+        view: TaskView = await self.request(
+            "get", messages.GetTask(caller=self.caller(), call=described(ctx), task_id=handle)
         )
         return wire.got(view)
 
@@ -348,22 +330,22 @@ class Serving:
         if not isinstance(responses, Mapping):
             raise MCPError(INVALID_PARAMS, "inputResponses is not an object")
         said = messages.UpdateTask(
-            caller=self._caller(),
-            call=call(ctx),
+            caller=self.caller(),
+            call=described(ctx),
             command_id=secrets.token_hex(16),
             task_id=handle,
             answers=dict(cast("Mapping[str, Any]", responses)),
         )
-        await self._request("update", said)
+        await self.request("update", said)
         return {"resultType": "complete"}
 
     async def cancel(self, ctx: Context, params: TaskParams) -> HandlerResult:
         """`tasks/cancel`."""
         handle = await self._handle(ctx, params)
         said = messages.CancelTask(
-            caller=self._caller(), call=call(ctx), command_id=secrets.token_hex(16), task_id=handle
+            caller=self.caller(), call=described(ctx), command_id=secrets.token_hex(16), task_id=handle
         )
-        await self._request("cancel", said)
+        await self.request("cancel", said)
         return {"resultType": "complete"}
 
     async def _handle(self, ctx: Context, params: TaskParams) -> str:
@@ -374,27 +356,37 @@ class Serving:
         headers: Mapping[str, str] = getattr(ctx.request, "headers", None) or {}
         name = headers.get("mcp-name")
         if name is not None and decode_header_value(name) != params.task_id:
-            await self._refuse(ctx, HEADER_MISMATCH, "header_mismatch", handle)
+            await self.refuse(ctx, HEADER_MISMATCH, "header_mismatch", handle)
             raise MCPError(HEADER_MISMATCH, "the Mcp-Name header does not match the request's taskId")
         return handle
 
     async def refuse_undeclared(self, ctx: Context, handle: str = "") -> NoReturn:
-        """Turn away a client that did not declare the extension: -32021, on the trail first."""
-        await self._refuse(ctx, MISSING_REQUIRED_CLIENT_CAPABILITY, "missing_capability", handle)
+        """Turn away a client that does not take tasks: -32021, on the 2025-11-25 wire -32601; on the trail first."""
+        if ctx.protocol_version == wire_2025.REVISION and ctx.method == "tools/call":
+            await self.refuse(ctx, METHOD_NOT_FOUND, "task_required", handle)
+            raise MCPError(METHOD_NOT_FOUND, "the tool runs as a task only: call it with `task`")
+        await self.refuse(ctx, MISSING_REQUIRED_CLIENT_CAPABILITY, "missing_capability", handle)
         require_client_extension(ctx, wire.EXTENSION)
         message = f"the extension {wire.EXTENSION} is not defined for protocol {ctx.protocol_version}"
         raise MCPError(MISSING_REQUIRED_CLIENT_CAPABILITY, message)
 
-    async def _refuse(self, ctx: Context, code: int, reason: str, handle: str) -> None:
+    async def refuse(self, ctx: Context, code: int, reason: str, handle: str) -> None:
         """Put on the trail that this server turned a request away."""
-        said = messages.ReportRefusal(caller=self._caller(), call=call(ctx), code=code, reason=reason, task_id=handle)
-        await self._request("refusal", said)
+        said = messages.ReportRefusal(
+            caller=self.caller(), call=described(ctx), code=code, reason=reason, task_id=handle
+        )
+        await self.request("refusal", said)
 
-    async def _request(self, action: str, said: messages.Said) -> Any:  # noqa: ANN401 - the action's reply
+    async def request(self, action: str, said: messages.Said) -> Any:  # noqa: ANN401 - the action's reply
+        """Carry an action out.
+
+        Raises:
+            MCPError: it was refused, or nothing could be written.
+        """
         try:
             return await self._link.request(action, said)
         except TasktrailError as error:
-            raise _rpc_error(error) from error
+            raise rpc_error(error) from error
 
     async def listen(self, ctx: Context, call_next: CallNext) -> HandlerResult:
         """Middleware: serve `taskIds` of `subscriptions/listen`."""
@@ -403,9 +395,16 @@ class Serving:
         if not declared(ctx):
             await self.refuse_undeclared(ctx, "")
         try:
-            return await TaskStream(self._link, ctx, self._caller(), call(ctx)).serve(wanted(ctx), call_next)
+            return await TaskStream(self._link, ctx, self.caller(), described(ctx)).serve(wanted(ctx), call_next)
         except TasktrailError as error:
-            raise _rpc_error(error) from error
+            raise rpc_error(error) from error
+
+
+def described(ctx: Context) -> messages.Call:
+    """The request at hand, on the wire that it came by."""
+    said = call(ctx)
+    earlier = ctx.protocol_version == wire_2025.REVISION
+    return msgspec.structs.replace(said, wire=wire_2025.WIRE) if earlier else said
 
 
 def declared(ctx: Context) -> bool:
@@ -435,7 +434,7 @@ async def _cancelled(task: "asyncio.Task[None]") -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def _rpc_error(error: TasktrailError) -> MCPError:
+def rpc_error(error: TasktrailError) -> MCPError:
     """An error as JSON-RPC: a handle that opens nothing gets the same bytes whatever the reason."""
     if isinstance(error, TaskNotFound) or (error.code == TaskNotFound.code and not error.retriable):
         return MCPError(error.code, error.message)

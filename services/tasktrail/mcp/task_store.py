@@ -11,8 +11,6 @@ connected, a running tasktrail reachable over NATS; embedded, the extra `service
 
 import asyncio
 import contextlib
-import logging
-import os
 import warnings
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
@@ -22,10 +20,10 @@ import mcp.types as mcp
 from mcp.server.fastmcp import FastMCP
 from mcp.server.lowlevel.server import Server
 
-from tasktrail.events.errors import InvalidRequest, TasktrailError
-from tasktrail.mcp.link import ConnectedLink, EmbeddedLink, Link
+from tasktrail.events.errors import InvalidRequest
+from tasktrail.mcp.leasing import Leasing
+from tasktrail.mcp.link import EmbeddedLink, Link, connected
 from tasktrail.mcp.recording import App, Receive, Recording, Scope, Send
-from tasktrail.mcp.v1 import requests
 from tasktrail.mcp.v1.door import Door
 from tasktrail.mcp.v1.handles import Handles
 from tasktrail.mcp.v1.notices import Notices
@@ -33,17 +31,11 @@ from tasktrail.mcp.v1.requests import Context
 from tasktrail.mcp.v1.results import Results
 from tasktrail.mcp.v1.tools import Tools
 from tasktrail.mcp.v1.work import Work
-from tasktrail.services import messages
-from tasktrail.services.connection import Connection
 from tasktrail.services.ending import end
-from tasktrail.services.messages import Lease, Signal
+from tasktrail.services.messages import Signal
+from tasktrail.services.wire_2025 import WIRE
 
 __all__ = ["TasktrailTasks"]
-
-_log = logging.getLogger(__name__)
-
-URL_VARIABLE = "TASKTRAIL_CONNECT"
-RENEW_AGAIN_S = 1.0
 
 AnyServer: TypeAlias = Server[Any, Any] | FastMCP[Any]
 
@@ -98,11 +90,7 @@ class TasktrailTasks:
         Raises:
             InvalidRequest: the target or a tool's support is not of this form.
         """
-        text = str(target or os.environ.get(URL_VARIABLE, ""))
-        if not text:
-            message = f"say where tasktrail is: TasktrailTasks.connect('nats://…') or the environment's {URL_VARIABLE}"
-            raise InvalidRequest(message)
-        link = ConnectedLink(Connection.from_text(text), server)
+        link = connected(target, server, by="TasktrailTasks")
         return cls(link, tools, forward_tokens=forward_tokens, require_tasks=require_tasks)
 
     @classmethod
@@ -121,7 +109,7 @@ class TasktrailTasks:
 
     def around(self, app: App, server: AnyServer) -> App:
         """The server's ASGI application, with tasks. Requests that it turns away itself (401, 403) are on the trail."""
-        recording = Recording(app, self._link, forward=self._forward, wire=requests.WIRE)
+        recording = Recording(app, self._link, forward=self._forward, wire=WIRE)
 
         async def served(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "lifespan":
@@ -146,7 +134,7 @@ class TasktrailTasks:
         stop = self._link.listen(self._signalled)
         self._enable(low)
         self._notices.start()
-        renewing = asyncio.create_task(self._renew())
+        renewing = asyncio.create_task(Leasing(self._link, self._tools.worker).renew_for_ever(self._tools.defined))
         try:
             yield
         finally:
@@ -170,7 +158,7 @@ class TasktrailTasks:
                 raise InvalidRequest(message)
 
     def _enable(self, server: Server[Any, Any]) -> None:
-        """Take the place of the SDK's own task handlers, and stand before its tools."""
+        """Take the place of what the SDK itself has for tasks, and stand before its tools."""
         self._server = server
         listing = server.request_handlers.get(mcp.ListToolsRequest)
         calling = server.request_handlers.get(mcp.CallToolRequest)
@@ -184,7 +172,7 @@ class TasktrailTasks:
         server.request_handlers |= {
             mcp.ListToolsRequest: self._tools.listing(listing),
             mcp.CallToolRequest: self._tools.calling(calling),
-            **self._handles.handlers(),
+            **self._handles.served(),
         }
 
     def _work_of(self, ref: str) -> Work | None:
@@ -203,15 +191,3 @@ class TasktrailTasks:
             work.signalled(signal)
         self._results.signalled(ref, signal)
         self._notices.signalled(ref, signal)
-
-    async def _renew(self) -> None:
-        """Say that this process is alive, three times within a lease."""
-        said = messages.RenewLease(worker=self._tools.worker)
-        while True:
-            pause_s = RENEW_AGAIN_S
-            try:
-                lease: Lease = await self._link.request("renew", said)
-                pause_s = lease.lease_ms / 3_000
-            except TasktrailError as error:
-                _log.warning("this server's lease could not be renewed: %s", error.message)
-            await asyncio.sleep(pause_s)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 from nats.errors import Error as NatsError
 
-from tasktrail.events import decide
+from tasktrail.events import commands
 from tasktrail.events.authority import Trigger
 from tasktrail.events.errors import TasktrailError
 from tasktrail.projections.current import State
@@ -107,7 +107,7 @@ class Definitions:
             created_by=state.task.created_by,
             decision=decision(Rule.SERVER_RUNS_TASK, _ACTION, state.task.binding, channel.server),
         )
-        command = decide.SeeDefinition(id=f"{_ACTION}:{sha256}", tool_sha256=sha256)
+        command = commands.SeeDefinition(id=f"{_ACTION}:{sha256}", tool_sha256=sha256)
         done = await self._ledger.submit(tenant, ref, command, authority)
         self.observe(done.state)
 

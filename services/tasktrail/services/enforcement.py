@@ -21,7 +21,7 @@ import msgspec
 from nats.errors import Error as NatsError
 
 from tasktrail.events.authority import Authority, PolicyDecision, Standing, Trigger
-from tasktrail.events.decide import CancelTask, ChangeAuthority
+from tasktrail.events.commands import CancelTask, ChangeAuthority
 from tasktrail.events.errors import CommandReused, TasktrailError
 from tasktrail.events.facts import GovernanceEvent, PolicyActivated, PrincipalRevoked
 from tasktrail.events.task import Task

@@ -68,7 +68,11 @@ class Ingesting:
                 moves.nudged.set()
 
     async def carry_out(self, action: str, said: Said, channel: Channel) -> msgspec.Struct:
-        """One request, as over NATS."""
+        """One request, as over NATS.
+
+        Raises:
+            TasktrailError: as `Desk.carry_out`.
+        """
         return await self._desk.carry_out(action, said, channel)
 
     async def collected(self, said: CollectInput, channel: Channel, *, after: int, wait_s: float) -> WorkView:

@@ -4,7 +4,8 @@ Guarantees: a worker has one lease for all its tasks, a message schedule in the 
 any process of the service notices its end. A worker is lost only when its lease has lapsed by the Ledger's clock, was
 not renewed meanwhile, and could have been: after an outage of the broker, a start, or a pause of this process every
 worker has another whole lease, and `RETURN_MS` to come back. Whatever task names a worker has a lease that will end:
-what is lacking is set again. Renewals are not on the trail; that a worker was lost is.
+what is lacking is set again; a server cannot have leases without end. Renewals are not on the trail; that a worker was
+lost is.
 
     leases = Leases(nc, js, ledger.now, lease_ms=30_000, lose=losing.lapsed)
     await leases.start()
@@ -21,6 +22,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
+from tasktrail.events.errors import RateLimited
 from tasktrail.events.subjects import TIMERS
 from tasktrail.projections.current import State
 from tasktrail.services.ending import end
@@ -34,6 +36,8 @@ LOOK_MS_MAX = 1_000
 """How often, at the most rarely, it is looked whether the broker answers."""
 LOOKS_PER_LEASE = 4
 AT_ONCE = 256
+WORKERS_MAX = 1_000
+"""How many processes of one MCP server may have a lease, and no task, in one process of the service."""
 NAP_MS = 60_000
 
 
@@ -85,9 +89,18 @@ class Leases:
         """A worker is alive.
 
         Raises:
+            RateLimited: it has no task, and as many others of its server have none either.
             nats.errors.Error: the stream of timers is not there or does not answer.
         """
         one = Worker(server, worker)
+        if one not in self._until and one not in self._tasks:
+            idle = sum(known.server == server and known not in self._tasks for known in self._until)
+            if idle >= WORKERS_MAX:
+                message = (
+                    f"{WORKERS_MAX} processes of this MCP server have a lease and no task; a process has one name for "
+                    f"as long as it lives, and those that are gone are forgotten within {self.lease_ms} ms"
+                )
+                raise RateLimited(message, self.lease_ms)
         until_ms = self._now() + self.lease_ms
         await self._timers.set(_timer(one, until_ms))
         self._until[one] = until_ms

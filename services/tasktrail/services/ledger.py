@@ -27,7 +27,8 @@ from nats.js.errors import APIError, NoStreamResponseError
 
 from tasktrail.events import entry as entries
 from tasktrail.events.authority import Authority, Level, Trigger
-from tasktrail.events.decide import CreateTask, RespondToInput, TaskCommand, decide
+from tasktrail.events.commands import CreateTask, RespondToInput, TaskCommand
+from tasktrail.events.decide import decide
 from tasktrail.events.entry import EXPECTED, KEY_ID, MSG_ID, SIGNATURE, Entry
 from tasktrail.events.errors import (
     CommandReused,

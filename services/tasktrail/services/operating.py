@@ -16,7 +16,7 @@ import msgspec
 from nats.errors import Error as NatsError
 
 from tasktrail.events.authority import Authority, Binding, BindingMode, Standing
-from tasktrail.events.decide import (
+from tasktrail.events.commands import (
     CancelTask,
     GiveGrant,
     PlaceHold,

@@ -20,7 +20,8 @@ from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 import msgspec
 
@@ -266,8 +267,7 @@ async def rebuild(
         message = f"{source.what} holds parts of a trail, which give no tree; rebuild current or audit of it"
         raise InvalidRequest(message)
     with whole_folder(into) as folder:
-        building = _Building(folder, source, projections)
-        with contextlib.closing(building):
+        with _Building(folder, source, projections) as building:
             async with aclosing(source.messages()) as batches:
                 async for messages in batches:
                     taken, ended = until(messages, end)
@@ -287,11 +287,13 @@ class _Building:
         self._folder, self._source = folder, source
         self._projections = tuple(one for one in PROJECTIONS if one in projections)
         self._states = Replay() if "current" in projections else None
-        self._store: AuditStore | None = None
-        if "audit" in projections:
-            self._store = AuditStore.open(folder / ROWS_FILE)
-            self._store.bind(TRAIL, source.created or _EPOCH, source.last_seq)
+        self._open = contextlib.ExitStack()
+        self._load: Callable[[Sequence[Message]], None] | None = None
         self._log = Log.open(folder / TREE_FOLDER) if "tlog" in projections else None
+        if "audit" in projections:
+            store = self._open.enter_context(contextlib.closing(AuditStore.open(folder / ROWS_FILE)))
+            store.bind(TRAIL, source.created or _EPOCH, source.last_seq)
+            self._load = self._open.enter_context(store.loading())
         self._frontier = None if source.partial or self._log else Frontier()
         self.first_seq = self.last_seq = self.messages = 0
 
@@ -301,8 +303,8 @@ class _Building:
             return
         if self._states is not None:
             self._states.take(messages)
-        if self._store is not None:
-            self._store.append(messages)
+        if self._load is not None:
+            self._load(messages)
         if self._log is not None:
             self._log.append(messages)
         elif self._frontier is not None:
@@ -311,14 +313,20 @@ class _Building:
         self.last_seq = messages[-1].stream_seq
         self.messages += len(messages)
 
-    def close(self) -> None:
-        """Close the files; what was built stays."""
-        if self._store is not None:
-            self._store.close()
-        if self._log is not None:
-            if self._log.size:
-                _commit(self._log)
-            self._log.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Write what is left, unless something was raised, and close the files."""
+        try:
+            if self._log is not None:
+                if self._log.size:
+                    _commit(self._log)
+                self._log.close()
+        finally:
+            self._open.__exit__(kind, error, traceback)
 
     def done(self) -> Replayed:
         """Write the states, and say what all came to."""
@@ -338,7 +346,7 @@ class _Building:
             left_out=states.left_out if states else None,
             tasks=len(states.states) if states else None,
             states_sha256=states_sha256(states.states) if states else None,
-            rows_sha256=rows_sha256(self._folder / ROWS_FILE) if self._store else None,
+            rows_sha256=rows_sha256(self._folder / ROWS_FILE) if self._load else None,
             tree_size=tree.size if tree else None,
             tree_root=tree.root().hex() if tree else None,
         )

@@ -405,7 +405,7 @@ class Service:
         await self._stack.aclose()
 
     async def carry_out(self, action: str, said: Said, server: str) -> msgspec.Struct:
-        """An embedded adapter's request."""
+        """An embedded adapter's request; it raises what `Desk.carry_out` does."""
         return await self.desk.carry_out(action, said, Channel(server=server, in_process=True))
 
     def _say_moved(self, state: State) -> None:

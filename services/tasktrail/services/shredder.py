@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from tasktrail.events import decide
+from tasktrail.events import commands
 from tasktrail.events.authority import Standing, Trigger
 from tasktrail.events.task import Task
 from tasktrail.projections.current import State
@@ -56,7 +56,7 @@ class Shredder:
             if task.holds:
                 return False
             # The entry's number is part of the id: a refusal on account of a hold is not the outcome of the next try.
-            command = decide.ShredPayload(id=f"{SHRED}:{task.seq}", reason=reason)
+            command = commands.ShredPayload(id=f"{SHRED}:{task.seq}", reason=reason)
             authority = msgspec.structs.replace(
                 service_authority(Trigger.TIMER, state.tenant, "shredder"),
                 created_by=task.created_by,

@@ -27,7 +27,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
-from tasktrail.events import decide
+from tasktrail.events import commands
 from tasktrail.events.authority import Authority, Standing, Trigger
 from tasktrail.events.errors import TasktrailError
 from tasktrail.events.subjects import TIMERS
@@ -278,10 +278,10 @@ class Timekeeper:
         if timer.what is What.SHRED:
             await self._shredder.shred(state)
             return 0
-        command: decide.TaskCommand = decide.StopTask(id=UNCONFIRMED, reason="unconfirmed")
+        command: commands.TaskCommand = commands.StopTask(id=UNCONFIRMED, reason="unconfirmed")
         if timer.what is What.EXPIRE:
             # With the entry's number: should the clock go back just now, the refusal is not the outcome for ever.
-            command = decide.ExpireTask(id=f"{EXPIRE}:{state.task.seq}")
+            command = commands.ExpireTask(id=f"{EXPIRE}:{state.task.seq}")
         done = await self._ledger.submit(state.tenant, state.task_ref, command, self._authority(timer, state))
         self.observe(done.state)
         return RETRY_MS if done.outcome is Outcome.REFUSED else 0

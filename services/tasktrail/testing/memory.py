@@ -14,7 +14,7 @@ import msgspec
 
 from tasktrail.events import entry as entries
 from tasktrail.events.authority import Authority
-from tasktrail.events.decide import TaskCommand
+from tasktrail.events.commands import TaskCommand
 from tasktrail.events.entry import MSG_ID, Entry
 from tasktrail.events.errors import ChainBroken, CommandReused
 from tasktrail.events.facts import Event

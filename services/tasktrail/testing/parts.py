@@ -106,65 +106,75 @@ async def parts(
         stack.push_async_callback(nc.close)
         js = nc.jetstream()  # pyright: ignore[reportUnknownMemberType]  # nats-py's options have no types
         await trail.create(js, replicas=replicas)
-        keyring = Keyring.create(data)
-        states = States(nc, js, kept=settings.tasks_cached)
-        ledger = (
-            Ledger(nc, js, keyring, states, settings, clock) if clock else Ledger(nc, js, keyring, states, settings)
-        )
-        vault = Vault(js, keyring)
-        payloads = Payloads(vault, settings)
-        recorder = Recorder(ledger, fold_ms=settings.fold_ms)
-        policies = Policies(ledger.now)
-        governance = Governance(nc, js, ledger, policies, keyring.public_keys, keyring.pseudonym)
-        await governance.start()
-        stack.push_async_callback(governance.stop)
-        callers = Callers(settings, keyring, ledger.now)
-        stack.push_async_callback(callers.close)
-        checks = Checks(callers, governance, policies, Limits(settings.limits, ledger.now))
-        gate = Gate(ledger, states, keyring, payloads, recorder, checks, settings)
-        inventory = Inventory(keyring.pseudonym)
-        definitions = Definitions(ledger, states)
-        stack.push_async_callback(definitions.stop)
+        yield await _built(nc, js, Keyring.create(data), settings=settings, clock=clock, stack=stack)
 
-        def made(state: State) -> None:
-            inventory.observe(state)
-            definitions.observe(state)
 
-        gate.on_created, gate.owned, gate.parents.of_run = made, inventory.open_to, inventory.of_run
-        queue = WorkQueue(nc, js, embedded=True)
+async def _built(  # noqa: PLR0913 - what everything else is made of
+    nc: Client,
+    js: JetStreamContext,
+    keyring: Keyring,
+    *,
+    settings: Settings,
+    clock: Clock | None,
+    stack: contextlib.AsyncExitStack,
+) -> Parts:
+    """The parts on this connection; `stack` ends those that have begun something."""
+    states = States(nc, js, kept=settings.tasks_cached)
+    ledger = Ledger(nc, js, keyring, states, settings, clock) if clock else Ledger(nc, js, keyring, states, settings)
+    vault = Vault(js, keyring)
+    payloads = Payloads(vault, settings)
+    recorder = Recorder(ledger, fold_ms=settings.fold_ms)
+    policies = Policies(ledger.now)
+    governance = Governance(nc, js, ledger, policies, keyring.public_keys, keyring.pseudonym)
+    await governance.start()
+    stack.push_async_callback(governance.stop)
+    callers = Callers(settings, keyring, ledger.now)
+    stack.push_async_callback(callers.close)
+    checks = Checks(callers, governance, policies, Limits(settings.limits, ledger.now))
+    gate = Gate(ledger, states, keyring, payloads, recorder, checks, settings)
+    inventory = Inventory(keyring.pseudonym)
+    definitions = Definitions(ledger, states)
+    stack.push_async_callback(definitions.stop)
 
-        def observe(state: State) -> None:
-            leases.observe(state)
-            queue.observe(state)
+    def made(state: State) -> None:
+        inventory.observe(state)
+        definitions.observe(state)
 
-        losing = Losing(
-            ledger,
-            states,
-            payloads,
-            reruns_max=settings.reruns_max,
-            standing=lambda task: governance.standing(task, ledger.now()),
-            observe=observe,
-        )
-        leases = Leases(nc, js, ledger.now, lease_ms=settings.worker_lease_ms, lose=losing.lapsed)
-        work = Work(ledger, states, payloads, recorder, governance, policies, losing, leases, queue)
-        gate.on_defined = work.on_defined = definitions.seen
-        yield Parts(
-            nc=nc,
-            js=js,
-            settings=settings,
-            keyring=keyring,
-            states=states,
-            ledger=ledger,
-            vault=vault,
-            recorder=recorder,
-            gate=gate,
-            work=work,
-            desk=Desk(gate, work),
-            governance=governance,
-            policies=policies,
-            leases=leases,
-            queue=queue,
-        )
+    gate.on_created, gate.owned, gate.parents.of_run = made, inventory.open_to, inventory.of_run
+    queue = WorkQueue(nc, js, embedded=True)
+
+    def observe(state: State) -> None:
+        leases.observe(state)
+        queue.observe(state)
+
+    losing = Losing(
+        ledger,
+        states,
+        payloads,
+        reruns_max=settings.reruns_max,
+        standing=lambda task: governance.standing(task, ledger.now()),
+        observe=observe,
+    )
+    leases = Leases(nc, js, ledger.now, lease_ms=settings.worker_lease_ms, lose=losing.lapsed)
+    work = Work(ledger, states, payloads, recorder, governance, policies, losing, leases, queue)
+    gate.on_defined = work.on_defined = definitions.seen
+    return Parts(
+        nc=nc,
+        js=js,
+        settings=settings,
+        keyring=keyring,
+        states=states,
+        ledger=ledger,
+        vault=vault,
+        recorder=recorder,
+        gate=gate,
+        work=work,
+        desk=Desk(gate, work),
+        governance=governance,
+        policies=policies,
+        leases=leases,
+        queue=queue,
+    )
 
 
 async def stored(js: JetStreamContext, first: int = 1) -> list[Stored]:

@@ -14,7 +14,7 @@ from typing import Any, Self, cast
 
 import msgspec
 
-from tasktrail.events import decide
+from tasktrail.events import commands, decide
 from tasktrail.events.authority import (
     Authority,
     Binding,
@@ -75,9 +75,9 @@ def authority(who: Binding = ANA, trigger: Trigger = Trigger.CALLER, level: Leve
     )
 
 
-def create(made: str = "create", **changes: Any) -> decide.CreateTask:  # noqa: ANN401 - fields of `CreateTask`
+def create(made: str = "create", **changes: Any) -> commands.CreateTask:  # noqa: ANN401 - fields of `CreateTask`
     """The command that makes a task of `ANA`; `made` is the command's id."""
-    command = decide.CreateTask(
+    command = commands.CreateTask(
         id=made,
         binding=ANA,
         server="reports",
@@ -161,7 +161,7 @@ class Given:
         self.history = tuple(history)
         self.task = replay(self.history) if self.history else None
 
-    def when(self, command: decide.TaskCommand) -> "Then":
+    def when(self, command: commands.TaskCommand) -> "Then":
         """The command comes at its own `at_ms`, or at `LATER_MS` when it has none."""
         at_ms = command.at_ms or LATER_MS
         return Then(self, decide.decide(msgspec.structs.replace(command, at_ms=at_ms), self.task))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from tasktrail.events import decide, facts
+from tasktrail.events import commands, facts
 from tasktrail.events.authority import (
     Actor,
     Authority,
@@ -47,7 +47,7 @@ class Story:
         self.trail = MemoryTrail(clock=lambda: self.at_ms)
         self.states: dict[str, State] = {}
 
-    def do(self, name: str, command: decide.TaskCommand, who: Authority | None = None) -> str:
+    def do(self, name: str, command: commands.TaskCommand, who: Authority | None = None) -> str:
         """One command on the task of this name; each payload's blob is its own name."""
         self.at_ms += 1_000
         ref = task_ref(b"golden" * 6, name)
@@ -127,10 +127,10 @@ def grantee() -> Authority:
 BO = Binding(tenant=TENANT, iss="https://id.example", sub="bo", client_id="desk")
 
 
-def ask(made: str, *keys: str) -> decide.RequestInput:
+def ask(made: str, *keys: str) -> commands.RequestInput:
     """Requests for input."""
-    asks = tuple(decide.Ask(key=key, method=ELICITATION, request=sealed(f"request.{key}")) for key in keys)
-    return decide.RequestInput(id=made, asks=asks)
+    asks = tuple(commands.Ask(key=key, method=ELICITATION, request=sealed(f"request.{key}")) for key in keys)
+    return commands.RequestInput(id=made, asks=asks)
 
 
 async def written() -> Story:
@@ -142,13 +142,13 @@ async def written() -> Story:
         timer(),
     )
     talk = story.do("talk", create("c1", requested_ttl_ms=None, client_extensions=("io.modelcontextprotocol/tasks",)))
-    story.do("talk", decide.ReportStatus(id="r1", message=sealed("message"), progress=1, total=3.5), worker())
+    story.do("talk", commands.ReportStatus(id="r1", message=sealed("message"), progress=1, total=3.5), worker())
     story.do("talk", ask("a1", "a", "b", "größe"), worker())
-    accepted = decide.Answer(key="a", action="accept", response=sealed("response.a"))
-    story.do("talk", decide.RespondToInput(id="u1", answers=(accepted, decide.Answer(key_sha256="d" * 64))))
-    story.do("talk", decide.RespondToInput(id="u2", answers=(decide.Answer(key="b", fault="`x` is missing"),)))
-    rest = [decide.Answer(key=key, action="decline", response=sealed(f"response.{key}")) for key in ("b", "größe")]
-    story.do("talk", decide.RespondToInput(id="u3", answers=(*rest, accepted)))
+    accepted = commands.Answer(key="a", action="accept", response=sealed("response.a"))
+    story.do("talk", commands.RespondToInput(id="u1", answers=(accepted, commands.Answer(key_sha256="d" * 64))))
+    story.do("talk", commands.RespondToInput(id="u2", answers=(commands.Answer(key="b", fault="`x` is missing"),)))
+    rest = [commands.Answer(key=key, action="decline", response=sealed(f"response.{key}")) for key in ("b", "größe")]
+    story.do("talk", commands.RespondToInput(id="u3", answers=(*rest, accepted)))
     await story.note(
         access_subject(TENANT, talk),
         facts.TaskPolled(at_ms=story.at_ms, method="tasks/get", status="working", count=3, first_ms=1, last_ms=2),
@@ -156,7 +156,7 @@ async def written() -> Story:
         talk,
     )
     await story.note(access_subject(TENANT, talk), facts.SubscriptionOpened(at_ms=story.at_ms), authority(), talk)
-    story.do("talk", decide.CompleteTask(id="e1", result=sealed("result"), is_error=True), worker())
+    story.do("talk", commands.CompleteTask(id="e1", result=sealed("result"), is_error=True), worker())
     await story.note(
         access_subject(TENANT, talk),
         facts.ResultDisclosed(
@@ -167,22 +167,22 @@ async def written() -> Story:
     )
     closed = facts.SubscriptionClosed(at_ms=story.at_ms, pushes=4, reason="terminal")
     await story.note(access_subject(TENANT, talk), closed, authority(), talk)
-    story.do("talk", decide.CancelTask(id="x1"))
+    story.do("talk", commands.CancelTask(id="x1"))
     story.do("stop", create("c2", binding_mode=BindingMode.USER, task_support=facts.TaskSupport.REQUIRED))
-    story.do("stop", decide.CancelTask(id="x2"))
-    story.do("stop", decide.StopTask(id="s2"), worker())
+    story.do("stop", commands.CancelTask(id="x2"))
+    story.do("stop", commands.StopTask(id="s2"), worker())
     story.do("fail", create("c3", arguments=None))
-    story.do("fail", decide.FailTask(id="f3", error=sealed("error"), code=-32000), worker())
+    story.do("fail", commands.FailTask(id="f3", error=sealed("error"), code=-32000), worker())
     story.do("lose", create("c4"))
-    story.do("lose", decide.LoseWorker(id="l4", cause="shutdown", error=sealed("error"), code=-32603), worker())
+    story.do("lose", commands.LoseWorker(id="l4", cause="shutdown", error=sealed("error"), code=-32603), worker())
     story.do("late", create("c5"))
     story.do("late", ask("a5", "a"), worker())
     handed_on(story)
     await looked_at(story, talk)
     await governed(story)
     story.at_ms += TTL_MS
-    story.do("late", decide.ExpireTask(id="timer:expire"), timer())
-    story.do("talk", decide.ExpireTask(id="timer:expire"), timer())
+    story.do("late", commands.ExpireTask(id="timer:expire"), timer())
+    story.do("talk", commands.ExpireTask(id="timer:expire"), timer())
     return story
 
 
@@ -190,17 +190,17 @@ def handed_on(story: Story) -> None:
     """A task that outlives its workers, and one that does not."""
     of_worker = {"on_worker_lost": facts.OnWorkerLost.RERUN, "worker": "w-1", "tool_sha256": "t" * 64}
     parent = story.do("again", create("c8", **of_worker))
-    lost = decide.LoseWorker(id="l8", cause="lease", error=sealed("error"), code=-32603, reruns_max=1, worker="w-1")
+    lost = commands.LoseWorker(id="l8", cause="lease", error=sealed("error"), code=-32603, reruns_max=1, worker="w-1")
     story.do("again", lost, timer())
-    story.do("again", decide.CompleteTask(id="e8", result=sealed("result"), worker="w-1"), worker())
-    story.do("again", decide.TakeWork(id="t8", worker="w-2", tool_sha256="u" * 64), worker())
-    story.do("again", decide.CompleteTask(id="f8", result=sealed("result"), worker="w-2", attempt=2), worker())
+    story.do("again", commands.CompleteTask(id="e8", result=sealed("result"), worker="w-1"), worker())
+    story.do("again", commands.TakeWork(id="t8", worker="w-2", tool_sha256="u" * 64), worker())
+    story.do("again", commands.CompleteTask(id="f8", result=sealed("result"), worker="w-2", attempt=2), worker())
     story.do("given up", create("c9", parent=parent, **of_worker))
     for number, name in enumerate(("w-1", "w-2"), 1):
         gone = msgspec.structs.replace(lost, id=f"l9-{number}", cause="shutdown", worker=name, attempt=number)
         story.do("given up", gone, worker())
         if number == 1:
-            story.do("given up", decide.TakeWork(id="t9", worker="w-2"), worker())
+            story.do("given up", commands.TakeWork(id="t9", worker="w-2"), worker())
 
 
 async def looked_at(story: Story, talk: str) -> None:
@@ -246,32 +246,32 @@ async def governed(story: Story) -> None:
     await story.note(all_tenants, policy, olga)
     kept = {"completed": 30_000, "failed": 10_000, "cancelled": 0}
     ref = story.do("kept", create("c6", ttl_set_by="tool", requested_ttl_ms=10**12, retention_ms=kept))
-    lapsed = decide.ChangeAuthority(id="a6", standing=Standing.LAPSED, until_s=1_800_000_000)
+    lapsed = commands.ChangeAuthority(id="a6", standing=Standing.LAPSED, until_s=1_800_000_000)
     story.do("kept", lapsed, msgspec.structs.replace(worker(), standing=Standing.LAPSED))
-    story.do("kept", decide.ChangeAuthority(id="b6", standing=Standing.VALID, until_s=1_900_000_000))
-    given = decide.GiveGrant(
+    story.do("kept", commands.ChangeAuthority(id="b6", standing=Standing.VALID, until_s=1_900_000_000))
+    given = commands.GiveGrant(
         id="g6", grant="g-1", to=BO, mode=BindingMode.USER, rights=("get", "update"), reason="leave"
     )
     story.do("kept", given, olga)
     await story.note(access_subject(TENANT, ref), facts.SubscriptionOpened(at_ms=story.at_ms), grantee(), ref)
-    story.do("kept", decide.WithdrawGrant(id="w6", grant="g-1", reason="back"), olga)
-    story.do("kept", decide.PlaceHold(id="h6", hold="h-1", by="olga", reason="inquiry", case_id="7"), olga)
-    story.do("kept", decide.CompleteTask(id="e6", result=sealed("result")), worker())
+    story.do("kept", commands.WithdrawGrant(id="w6", grant="g-1", reason="back"), olga)
+    story.do("kept", commands.PlaceHold(id="h6", hold="h-1", by="olga", reason="inquiry", case_id="7"), olga)
+    story.do("kept", commands.CompleteTask(id="e6", result=sealed("result")), worker())
     story.at_ms += 30_000
-    story.do("kept", decide.ExpireTask(id="timer:expire"), timer())
-    story.do("kept", decide.ShredPayload(id="s6", reason="retention"), timer())
-    story.do("kept", decide.ReleaseHold(id="l6", hold="h-1", by="olga", reason="over"), olga)
-    story.do("kept", decide.ReleaseHold(id="m6", hold="h-1", by="omar", reason="over"), omar)
-    story.do("kept", decide.ShredPayload(id="t6", reason="retention"), timer())
+    story.do("kept", commands.ExpireTask(id="timer:expire"), timer())
+    story.do("kept", commands.ShredPayload(id="s6", reason="retention"), timer())
+    story.do("kept", commands.ReleaseHold(id="l6", hold="h-1", by="olga", reason="over"), olga)
+    story.do("kept", commands.ReleaseHold(id="m6", hold="h-1", by="omar", reason="over"), omar)
+    story.do("kept", commands.ShredPayload(id="t6", reason="retention"), timer())
     revoked = facts.PrincipalRevoked(
         at_ms=story.at_ms, revocation="r-1", kind="principal", tenant=TENANT, iss=ANA.iss, sub=ANA.sub, reason="left"
     )
     story.do("taken", create("c7"))
     await story.note(governance_subject(TENANT), revoked, olga)
-    change = decide.ChangeAuthority(id="a7", standing=Standing.REVOKED, cause="r-1")
+    change = commands.ChangeAuthority(id="a7", standing=Standing.REVOKED, cause="r-1")
     story.do("taken", change, msgspec.structs.replace(operator("olga"), standing=Standing.REVOKED))
-    story.do("taken", decide.RevokeHandle(id="v7", reason="stolen"), olga)
-    story.do("taken", decide.CancelTask(id="x7", cause="handle_revoked"), olga)
+    story.do("taken", commands.RevokeHandle(id="v7", reason="stolen"), olga)
+    story.do("taken", commands.CancelTask(id="x7", cause="handle_revoked"), olga)
     token = msgspec.structs.replace(
         revoked, revocation="r-2", kind="token", tenant="", iss="", sub="", token_hash="h" * 43
     )

@@ -1,62 +1,17 @@
 """Every named query on histories whose answers are known: issue "Forensics", features T3, T4, A5, A7, A8."""
 
 from collections.abc import Iterator
-from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
 
 import duckdb
 import pytest
-from tests.projections.audit.histories import DEFINED, NOW_MS, TRACE, Incident, mixed
-from tests.projections.audit.test_store import PACKAGE, contents, fed, opened
+from tests.projections.audit.histories import mixed
+from tests.projections.audit.incident import DEFINED, LATER, SOON, TRACE, Case, Incident
+from tests.projections.audit.stores import PACKAGE, contents, fed, opened
 
-from tasktrail.projections.audit.columns import instant
-from tasktrail.projections.audit.named import Answer, NamedQuery, catalogue, read_parameters
+from tasktrail.projections.audit.named import catalogue, read_parameters
 from tasktrail.projections.audit.opening import SCHEMA_VERSION
 from tasktrail.projections.audit.store import AuditStore
-
-SOON = "2026-11-18T11:06:50Z"
-LATER = "2026-11-18T11:20:00Z"
-WITHIN: dict[str, dict[str, str]] = {
-    "by_principal": {"sub": "ana"},
-    "by_token": {"token": "jti-T2"},
-    "by_client": {"client_id": "desk"},
-    "by_address": {"address": "192.0.2.7"},
-    "changed_since": {"sequence": "0"},
-    "state_as_of": {"sequence": "28"},
-    "blast_radius": {"sub": "ana"},
-    "lapsed_handles": {"time": LATER},
-    "authority_then_and_now": {"time": SOON},
-}
-"""What each query is asked with where any answer will do; those that need a task are given one."""
-IN_CORRELATION = {"children", "orphans"}
-"""What this history has nothing of: `test_correlation.py`."""
-
-
-class Case:
-    """A store that holds the incident, and its questions."""
-
-    def __init__(self, path: Path) -> None:
-        self.incident = Incident()
-        self.store = fed(path, self.incident.trail, batch=7)
-        self.letters = {getattr(self.incident, one): one for one in "abcg"}
-
-    def ask(self, name: str, tenant: str | None = None, **given: str) -> Answer:
-        query = catalogue()[name]
-        return self.store.ask(query, read_parameters(query, given), tenant=tenant, most=1_000)
-
-    def asked(self, name: str, columns: str, tenant: str | None = None, **given: str) -> list[tuple[object, ...]]:
-        """The whole answer: these of its columns; a task by its letter, a time in milliseconds of the history."""
-        answer = self.ask(name, tenant, **given)
-        assert not answer.more
-        names = [one.name for one in answer.columns]
-        places = [names.index(one) for one in columns.split()]
-        return [tuple(self._told(row[place]) for place in places) for row in answer.rows]
-
-    def _told(self, value: object) -> object:
-        if isinstance(value, datetime):
-            return round((value - instant("now", NOW_MS)).total_seconds() * 1000)
-        return self.letters.get(value, value) if isinstance(value, str) else value
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +19,6 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     one = Case(tmp_path_factory.mktemp("incident") / "audit.duckdb")
     yield one
     one.store.close()
-
-
-def given_for(query: NamedQuery, ref: str) -> dict[str, str]:
-    needs_task = any(one.name == "task" and one.required for one in query.parameters)
-    return {"task": ref} if needs_task else WITHIN.get(query.name, {})
 
 
 STEP = "stream_seq type status_after sub principal_level credential_level"
@@ -402,92 +352,6 @@ def test_gaps_are_holes_what_was_not_accepted_and_what_the_service_said(case: Ca
     assert answer[2][:5] == (28, "rejected", 1, "a", "undecodable")
     assert len(answer) == 3
     assert case.asked("gaps", columns, gap="hole") == [hole]
-
-
-@pytest.mark.parametrize("query", catalogue().values(), ids=lambda one: one.name)
-def test_every_row_names_its_entry_and_its_leaf(case: Case, query: NamedQuery) -> None:
-    """Issue: every row carries stream sequence, entry id and leaf hash."""
-    rows = {
-        (row[0], row[1], row[2]) for row in case.asked("changed_since", "stream_seq entry_id leaf_sha256", sequence="0")
-    }
-    leaves = {leaf for _, _, leaf in rows}
-    answer = case.asked(query.name, "stream_seq entry_id leaf_sha256", **given_for(query, case.incident.a))
-    assert answer or query.name in IN_CORRELATION
-    for row in answer:
-        assert row in rows or (row[0] in {27, 28} and row[1] is None and row[2] not in leaves), row
-
-
-@pytest.mark.parametrize("query", catalogue().values(), ids=lambda one: one.name)
-def test_pages_are_the_whole_answer_and_never_cut_a_sequence(case: Case, query: NamedQuery) -> None:
-    given = read_parameters(query, given_for(query, case.incident.a))
-    whole = case.store.ask(query, given, tenant=None, most=1_000)
-    for most in (1, 2, 5):
-        pages = list(case.store.ask_batches(query, given, tenant=None, most=most))
-        assert [row for page in pages for row in page.rows] == whole.rows
-        assert [page.more for page in pages] == [True] * (len(pages) - 1) + [False]
-        for before, page in pairwise(pages):
-            sequences = [row[0] for row in page.rows]
-            assert before.after == before.rows[-1][0]
-            assert before.after not in sequences
-    assert whole.as_of == 28
-
-
-@pytest.mark.requirement("A8")
-@pytest.mark.parametrize("query", catalogue().values(), ids=lambda one: one.name)
-def test_no_row_of_another_tenant_is_in_any_answer(case: Case, query: NamedQuery) -> None:
-    """Globex sees its own, and what concerns everybody: policies, gaps, revocations without a tenant."""
-    everybody = {1, 20, 21, 23, 27}
-    own = {5, 18, 19}
-    for given in ({**given_for(query, case.incident.a)}, {**given_for(query, case.incident.g)}):
-        told = {row[0] for row in case.ask(query.name, "globex", **given).rows}
-        assert told <= own | everybody, query.name
-        if query.name not in {"policies", "gaps", "revocations"}:
-            assert told <= own, query.name
-    assert {row[0] for row in case.ask("changed_since", "globex", sequence="0").rows} == own
-    assert {row[0] for row in case.ask("by_tool", "globex").rows} == {5}
-    assert case.ask("timeline", "globex", task=case.incident.a).rows == []
-    assert [row[0] for row in case.ask("timeline", "acme", task=case.incident.a).rows][-1] == 28
-
-
-HOSTILE = ("' OR 1=1 --", '"; DROP TABLE entries; --', "$tenant", "%", "\\", "a\x00b", "\u202e\U0001f600", "NULL")
-
-
-@pytest.mark.parametrize("query", catalogue().values(), ids=lambda one: one.name)
-def test_hostile_text_is_data(case: Case, query: NamedQuery) -> None:
-    texts = [one.name for one in query.parameters if one.kind == "text"]
-    asked = given_for(query, case.incident.a)
-    for name in texts:
-        base = {one: text for one, text in asked.items() if not {one, name} <= set(query.one_of)}
-        for hostile in HOSTILE:
-            assert case.ask(query.name, **{**base, name: hostile}).rows == []
-    for hostile in HOSTILE:
-        assert {row[0] for row in case.ask(query.name, hostile, **given_for(query, case.incident.a)).rows} <= {
-            1,
-            20,
-            21,
-            23,
-            27,
-        }
-
-
-def test_what_is_appended_meanwhile_is_not_in_a_whole_answer_of_before(tmp_path: Path) -> None:
-    trail = mixed(200)
-    store = opened(tmp_path / "audit.duckdb")
-    store.append(trail.messages[:120])
-    query = catalogue()["changed_since"]
-    pages = store.ask_batches(query, read_parameters(query, {"sequence": "0"}), tenant=None, most=30)
-    told = [row[0] for row in next(pages).rows]
-    store.append(trail.messages[120:])
-    told += [row[0] for page in pages for row in page.rows]
-    store.close()
-    assert set(told) == set(range(1, 121))
-
-
-def test_one_sequence_with_more_rows_than_a_page_comes_whole(case: Case) -> None:
-    query = catalogue()["disclosures"]
-    given = read_parameters(query, {"task": case.incident.a})
-    page = case.store.ask(query, given, tenant=None, most=1)
-    assert ([row[0] for row in page.rows], page.more) == ([10, 10], False)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -6,18 +6,10 @@ from pathlib import Path
 
 import pytest
 from tests.projections.audit.histories import Trail, caller, worker
-from tests.projections.audit.test_store import fed
+from tests.projections.audit.stores import fed
 
 from tasktrail.events.authority import Authority, Level, Standing
-from tasktrail.events.decide import (
-    Answer,
-    Ask,
-    CancelTask,
-    CompleteTask,
-    RequestInput,
-    RespondToInput,
-    SeeDefinition,
-)
+from tasktrail.events.commands import Answer, Ask, CancelTask, CompleteTask, RequestInput, RespondToInput, SeeDefinition
 from tasktrail.events.facts import AccessDenied, ResultDisclosed
 from tasktrail.events.subjects import access_subject, denied_subject
 from tasktrail.projections.audit.named import catalogue, read_parameters

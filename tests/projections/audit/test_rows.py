@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from tests.projections.audit.histories import Trail, ana, mixed, some_command
 
 from tasktrail.events.authority import Level
-from tasktrail.events.decide import CompleteTask, ReportStatus
+from tasktrail.events.commands import CompleteTask, ReportStatus
 from tasktrail.events.entry import decode, encode, leaf_hash
 from tasktrail.events.facts import KeyActivated, TaskCreated, TaskPolled, TaskResumed
 from tasktrail.events.subjects import access_subject, control_subject, denied_subject, task_subject
 from tasktrail.events.task import Task
 from tasktrail.projections.audit.columns import EntryRow, EventRow, Message
-from tasktrail.projections.audit.rows import DenialRow, Reason, Rows, TaskRow, read, ref_of
+from tasktrail.projections.audit.rows import DenialRow, Reason, Rows, read, ref_of
+from tasktrail.projections.audit.task_rows import TaskRow
 
 
 def read_all(trail: Trail) -> Rows:

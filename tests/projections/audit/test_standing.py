@@ -1,16 +1,15 @@
 """The authority a task was created with, then and now: issue "Authority", features A2 A9 P1 P5 R2 R3."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import msgspec
 import pytest
 from tests.projections.audit.histories import NOW_MS, Trail, ana, operator, timer, worker
-from tests.projections.audit.test_store import CREATED, ENOUGH
+from tests.projections.audit.stores import told
 
 from tasktrail.events.authority import Authority, Standing
-from tasktrail.events.decide import (
+from tasktrail.events.commands import (
     ChangeAuthority,
     CompleteTask,
     ExpireTask,
@@ -25,25 +24,10 @@ from tasktrail.events.decide import (
 from tasktrail.events.facts import Event, HoldPlaced, PolicyActivated, PrincipalRevoked, RevocationLifted
 from tasktrail.events.subjects import governance_subject
 from tasktrail.projections.audit.store import AuditStore, TaskFilter
-from tasktrail.projections.audit.timeline import AuthorityShown, StepKind, Timeline
+from tasktrail.projections.audit.timeline import AuthorityShown, StepKind
 
 ISS = "https://id.example"
 MADE = PrincipalRevoked(at_ms=NOW_MS, revocation="r-1", kind="principal", iss=ISS, sub="ana", reason="left")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[AuditStore]:
-    one = AuditStore.open(tmp_path / "audit.duckdb")
-    one.bind("TRAIL", CREATED, ENOUGH)
-    yield one
-    one.close()
-
-
-def told(store: AuditStore, trail: Trail, ref: str) -> Timeline:
-    store.append(trail.messages)
-    timeline = store.timeline(ref)
-    assert timeline is not None
-    return timeline
 
 
 def authority(store: AuditStore, trail: Trail, ref: str) -> AuthorityShown:

@@ -5,18 +5,17 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from importlib.resources import files
+from datetime import timedelta
 from pathlib import Path
 
 import duckdb
 import msgspec
 import pytest
 from tests.projections.audit.histories import NOW_MS, Trail, mixed
+from tests.projections.audit.stores import CREATED, PACKAGE, contents, fed, opened
 
 from tasktrail.events.authority import Authority
-from tasktrail.events.decide import CancelTask, CompleteTask, ReportStatus
+from tasktrail.events.commands import CancelTask, CompleteTask, ReportStatus
 from tasktrail.events.facts import GapFound
 from tasktrail.events.subjects import control_subject, task_subject
 from tasktrail.projections.audit.columns import EntryRow, EventRow
@@ -34,47 +33,12 @@ from tasktrail.projections.audit.found import StepRow
 from tasktrail.projections.audit.named import IMPLICIT
 from tasktrail.projections.audit.notable import NotableRow
 from tasktrail.projections.audit.opening import SCHEMA_VERSION
-from tasktrail.projections.audit.rows import DenialRow, RejectedRow, TaskRow
+from tasktrail.projections.audit.rows import DenialRow, RejectedRow
 from tasktrail.projections.audit.store import AuditStore, TaskFilter
+from tasktrail.projections.audit.task_rows import TaskRow
 from tasktrail.projections.audit.timeline import Step
 
-CREATED = datetime(2026, 11, 22, 11, 0, tzinfo=UTC)
-ENOUGH = 2**53
-TABLES = (
-    "entries",
-    "events",
-    "tasks",
-    "denials",
-    "notable",
-    "service_events",
-    "rejected",
-    "position",
-    "schema_version",
-    "guard",
-)
 GIVEN = {f"${name}" for name in IMPLICIT}
-PACKAGE = files("tasktrail.projections.audit")
-
-
-def opened(path: Path) -> AuditStore:
-    store = AuditStore.open(path)
-    store.bind("TRAIL", CREATED, ENOUGH)
-    return store
-
-
-def fed(path: Path, trail: Trail, batch: int = 100) -> AuditStore:
-    store = opened(path)
-    for start in range(0, len(trail.messages), batch):
-        store.append(trail.messages[start : start + batch])
-    return store
-
-
-def contents(path: Path) -> dict[str, list[tuple[object, ...]]]:
-    """Every table, in the order of its rows' text."""
-    with duckdb.connect(path, read_only=True) as db:
-        held = {name for (name,) in db.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
-        assert held == set(TABLES)
-        return {name: sorted(db.execute(f"FROM {name}").fetchall(), key=repr) for name in TABLES}
 
 
 def spoilt(entries: int, seed: int = 1) -> Trail:
@@ -91,13 +55,6 @@ def spoilt(entries: int, seed: int = 1) -> Trail:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "audit.duckdb"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[AuditStore]:
-    one = opened(path)
-    yield one
-    one.close()
 
 
 @pytest.mark.parametrize(
@@ -148,7 +105,7 @@ def test_going_on_after_closing_is_as_if_never_closed(tmp_path: Path) -> None:
 
 
 @pytest.mark.requirement("T1")
-@pytest.mark.parametrize("table", ["entries", "events", "denials", "notable", "service_events", "rejected"])
+@pytest.mark.parametrize("table", ["entries", "events", "denials", "notable", "service_events", "grants", "rejected"])
 @pytest.mark.parametrize("change", ["DELETE FROM {0}", "TRUNCATE {0}", "UPDATE {0} SET stream_seq = stream_seq + 1"])
 def test_what_was_recorded_can_be_neither_changed_nor_deleted(path: Path, table: str, change: str) -> None:
     fed(path, spoilt(60)).close()

@@ -1,16 +1,16 @@
 """The verdict on one task: issue "Authority" (per-task verdict), feature M6."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 from tests.projections.audit.histories import NOW_MS, Trail, ana, caller, operator, timer, worker
-from tests.projections.audit.test_store import CREATED, ENOUGH
+from tests.projections.audit.stores import told
 
 from tasktrail.events.authority import Authority, Binding, Client, Level, Principal, Standing
-from tasktrail.events.decide import (
+from tasktrail.events.commands import (
     Answer,
     Ask,
     CancelTask,
@@ -30,25 +30,10 @@ from tasktrail.events.entry import encode
 from tasktrail.events.facts import SCANNED_IN_PART, AccessDenied, GapFound, TaskPolled, TaskResumed
 from tasktrail.events.subjects import access_subject, control_subject, denied_subject, task_subject
 from tasktrail.projections.audit.store import AuditStore
-from tasktrail.projections.audit.timeline import Finding, Timeline, Verdict
+from tasktrail.projections.audit.timeline import Finding, Verdict
 from tasktrail.projections.audit.verdict import CLEAN, Code
 
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[AuditStore]:
-    one = AuditStore.open(tmp_path / "audit.duckdb")
-    one.bind("TRAIL", CREATED, ENOUGH)
-    yield one
-    one.close()
-
-
-def told(store: AuditStore, trail: Trail, ref: str) -> Timeline:
-    store.append(trail.messages)
-    timeline = store.timeline(ref)
-    assert timeline is not None
-    return timeline
 
 
 def judged(store: AuditStore, trail: Trail, ref: str) -> Verdict:

@@ -23,7 +23,7 @@ from tests.projections.tlog.bundles import (
 )
 
 from tasktrail.events.authority import Level
-from tasktrail.events.decide import CompleteTask
+from tasktrail.events.commands import CompleteTask
 from tasktrail.events.subjects import access_subject, control_subject
 from tasktrail.projections.audit.columns import Message
 from tasktrail.projections.tlog.bundle import ENTRIES_MAX, NothingToProve

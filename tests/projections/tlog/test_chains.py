@@ -7,7 +7,7 @@ import pytest
 from tests.projections.audit.histories import Trail, mixed
 from tests.tamper.trails import SERVICE, STRANGER, Signer, numbered
 
-from tasktrail.events.decide import CompleteTask, ReportStatus
+from tasktrail.events.commands import CompleteTask, ReportStatus
 from tasktrail.events.subjects import control_subject
 from tasktrail.projections.audit.columns import Message
 from tasktrail.projections.tlog.chains import PENDING_MAX, Chains, Signatures

@@ -29,24 +29,19 @@ from tasktrail.projections.tlog.offline_checks import (
     Bad,
     Checkpoint,
     Key,
-    added,
-    base_table,
-    ed25519_verified,
     gap_record,
     head_of,
     is_grown,
     is_included,
     leaf,
-    point_of,
     printable,
     read_json,
     tar_header,
     tar_of,
     task_subjects,
-    times,
     unpacked,
-    written,
 )
+from tasktrail.projections.tlog.offline_ed25519 import added, base_table, ed25519_verified, point_of, times, written
 
 L = 2**252 + 27742317777372353535851937790883648493
 P = 2**255 - 19

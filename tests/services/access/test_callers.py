@@ -222,3 +222,11 @@ async def test_a_credential_that_names_nobody_holds_no_task() -> None:
         assert refused is Rule.NOBODY
     named = Caller(client_id="cli", credential=FACTS)
     assert (await authority_of(named, Call(method="tools/call"), CONNECTED, Settings()))[1] is None
+
+
+@pytest.mark.requirement("A7")
+def test_a_server_that_the_caller_names_is_claimed() -> None:
+    """Design section 6, levels: at the tasks endpoint the path is the caller's word."""
+    named = request(CALL, Channel(server="reports", in_process=False, claimed=True))
+    assert (named.server, named.server_level, named.through) == ("reports", Level.CLAIMED, "")
+    assert request(CALL, CONNECTED).through == "reports"

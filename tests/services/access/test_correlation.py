@@ -4,7 +4,7 @@
 import msgspec
 import pytest
 from tests.services.access.rig import ANA, CHANNEL, GLOBEX, Rig, call, caller, outcome
-from tests.services.access.test_taking import created, facts, lost, queued, take
+from tests.services.access.taking import created, facts, lost, queued, take
 
 from tasktrail.events.authority import Level, Trigger
 from tasktrail.events.facts import InputIgnored, InputResponded, TaskCreated, ToolDriftSeen

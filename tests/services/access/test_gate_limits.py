@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.services.access.rig import ACTS, ANA, GLOBEX, SETTINGS, Rig, caller
-from tests.services.access.test_gate_secrecy import HOSTILE, Watched
+from tests.services.access.watched import HOSTILE, Watched
 
 from tasktrail.events.errors import RateLimited, TaskNotFound
 from tasktrail.services.access import limits as module

@@ -8,47 +8,19 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.services.access.rig import ACTS, ANA, CHANNEL, GLOBEX, SETTINGS, Rig, call, caller, outcome
+from tests.services.access.watched import HOSTILE, Watched
 from tests.services.orders import IN_TIME_S
 
-from tasktrail.events.errors import (
-    NOT_FOUND_TEXT,
-    NothingWritten,
-    Unavailable,
-)
+from tasktrail.events.errors import NOT_FOUND_TEXT, NothingWritten, Unavailable
 from tasktrail.events.facts import ResultDisclosed, TaskPolled, TaskSupport
-from tasktrail.events.subjects import kind_of
 from tasktrail.services import messages
 from tasktrail.testing.nats import NatsServer
-from tasktrail.testing.parts import Parts, parts, stored
+from tasktrail.testing.parts import parts, stored
 from tasktrail.testing.waiting import until
-
-
-class Watched:
-    """What a connection asks of NATS: subjects without references, tenants and inboxes."""
-
-    def __init__(self, one: Parts, patch: pytest.MonkeyPatch) -> None:
-        self.seen: list[str] = []
-        publish = one.nc.publish
-
-        async def noted(subject: str, *args: Any, **options: Any) -> None:  # noqa: ANN401
-            kind = kind_of(subject)
-            self.seen.append(f"trail {kind}" if kind else subject.partition(".$KV.")[0])
-            await publish(subject, *args, **options)
-
-        patch.setattr(one.nc, "publish", noted)
-
-    async def during(self, act: Awaitable[object]) -> tuple[str | None, list[str]]:
-        self.seen = []
-        return await outcome(act), self.seen
-
-
-HOSTILE = ("", "x", "a.b.*.>", "trail.1.>", "a\r\nPUB x 1\r\n", "\0", "\ud800", "é" * 4000, "A" * 32)
 
 
 @pytest.mark.requirement("A4")

@@ -5,7 +5,7 @@ import json
 import msgspec
 import pytest
 from tests.services.access.rig import ANA, CHANNEL, SCHEMA, Rig
-from tests.services.access.test_secrets import body, jwt
+from tests.services.access.secret_text import body, jwt
 
 from tasktrail.events.facts import (
     SCANNED_IN_PART,

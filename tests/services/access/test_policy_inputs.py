@@ -42,6 +42,15 @@ def test_what_is_claimed_is_not_seen() -> None:
     }
 
 
+@pytest.mark.requirement("A5")
+@pytest.mark.parametrize(("level", "seen"), [(Level.ASSERTED, {"context.server": "reports"}), (Level.CLAIMED, {})])
+def test_a_server_that_only_the_caller_names_is_not_seen(level: Level, seen: dict[str, str]) -> None:
+    """The same, for the tasks endpoint: its path is the caller's word."""
+    asked = msgspec.structs.replace(caller(), request=Request(method="tasks/get", server="reports", server_level=level))
+    inputs = policies().decide(Action.GET, asked, about=TASK, binding=SAME).inputs
+    assert {name: value for name, value in inputs.items() if name == "context.server"} == seen
+
+
 @pytest.mark.requirement("A1")
 def test_only_a_caller_without_a_grant_is_the_creator() -> None:
     """A worker, a timer or an operator never acts as the user (design section 3)."""

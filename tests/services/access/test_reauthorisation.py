@@ -1,66 +1,28 @@
 """Authority is found out anew at every step: lapsed, come back, revoked. Source: issue "Authority"; A2, A9, P2."""
 
-import hashlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from tests.services.access.rig import ACTS, ANA, CHANNEL, SCHEMA, SETTINGS, Rig, call, caller, outcome
+from tests.services.access.changing import OPERATOR, STOPS, WAITS, decides, lasting
+from tests.services.access.rig import ACTS, ANA, CHANNEL, SCHEMA, SETTINGS, Rig, call, outcome
 
 from tasktrail.events.authority import BindingMode, Standing, Trigger, Verification
 from tasktrail.events.entry import Entry
 from tasktrail.events.errors import NOT_FOUND_TEXT, AuthorityPaused, NotAuthorised
-from tasktrail.events.facts import (
-    AuthorityChanged,
-    CancelRequested,
-    Event,
-    PolicyActivated,
-    PrincipalRevoked,
-    Status,
-    TaskCancelled,
-)
+from tasktrail.events.facts import AuthorityChanged, CancelRequested, Event, PrincipalRevoked, Status, TaskCancelled
 from tasktrail.services import messages
-from tasktrail.services.access.callers import operator_authority
-from tasktrail.services.access.policy import schema_sha256, shipped
+from tasktrail.services.access.policy import shipped
 from tasktrail.services.configuration import Tool
 from tasktrail.services.messages import WorkView
 from tasktrail.testing.nats import NatsServer
 from tasktrail.testing.parts import Clock, parts
 
 LASTS_S = 10
-STOPS = """
-@id("lapsed-work-stops") forbid (principal, action == Action::"continue", resource)
-when { resource.standing == "lapsed" };
-"""
-WAITS = (
-    STOPS
-    + """
-@id("lapsed-work-waits") permit (principal, action == Action::"pause", resource)
-when { resource.standing == "lapsed" };
-"""
-)
-OPERATOR = operator_authority("olga", "_", "activate", "203.0.113.5", "o" * 43)
 ASK = messages.InputAsk(method="elicitation/create", params={"requestedSchema": SCHEMA})
 ANSWER = {"action": "accept", "content": {"name": "Luca"}}
-
-
-def lasting(rig: Rig, seconds: int, sub: str = "ana") -> messages.Caller:
-    """A caller whose credential ends in so many seconds."""
-    who = caller(sub)
-    assert who.credential is not None
-    facts = msgspec.structs.replace(who.credential, exp=rig.clock.ms // 1000 + seconds)
-    return msgspec.structs.replace(who, credential=facts)
-
-
-async def decides(rig: Rig, text: str) -> None:
-    """From now on this policy."""
-    sha256 = hashlib.sha256(text.encode()).hexdigest()
-    event = PolicyActivated(
-        at_ms=rig.clock.ms, version="v2", sha256=sha256, schema_sha256=schema_sha256(), text=text, reason="the test's"
-    )
-    await rig.one.governance.record(event, OPERATOR)
 
 
 async def lapsed(rig: Rig, policy: str = "") -> messages.TaskView:

@@ -11,43 +11,22 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-)
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
+from tests.services.access.secret_text import BASE64URL, body, jwt, part
 
 from tasktrail.events.facts import SCANNED_IN_PART
 from tasktrail.services import responder
 from tasktrail.services.access.secrets import SCANNED_BYTES, kinds
 
 ROOT = Path(__file__).parents[3]
-ALPHANUMERIC = string.ascii_letters + string.digits
-BASE64URL = ALPHANUMERIC + "-_"
 UPPER = string.ascii_uppercase + "234567"
 HEX = "0123456789abcdef"
-
-
-def body(length: int, letters: str = ALPHANUMERIC, seed: str = "") -> str:
-    """What looks random, the same in every run."""
-    drawn = hashlib.shake_256(f"{length}{letters}{seed}".encode()).digest(length)
-    return "".join(letters[byte % len(letters)] for byte in drawn)
-
-
-def part(said: object, separators: tuple[str, str] = (",", ":")) -> str:
-    """A part of a JWT."""
-    return base64.urlsafe_b64encode(json.dumps(said, separators=separators).encode()).decode().rstrip("=")
 
 
 def pem(kind: PrivateFormat, password: bytes = b"") -> str:
     """A private key that was made for this."""
     hidden = BestAvailableEncryption(password) if password else NoEncryption()
     return generate_private_key(SECP256R1()).private_bytes(Encoding.PEM, kind, hidden).decode()
-
-
-def jwt(header: object, *, separators: tuple[str, str] = (",", ":")) -> str:
-    return f"{part(header, separators)}.{part({'sub': 'ana'})}.{body(43, BASE64URL)}"
 
 
 def secrets() -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from tasktrail.events.authority import Authority, Credential, Level, Method, Principal, Verification
+from tasktrail.events.authority import Authority, Credential, Level, Method, Principal, Request, Verification
 from tasktrail.services.access.strangers import APART, MINUTE_MS, Strangers
 from tasktrail.testing.scenario import authority
 
@@ -29,6 +29,18 @@ def test_the_first_are_told_apart_and_further_ones_are_one() -> None:
         Verification.BAD_SIGNATURE,
     )
     assert strangers.known(refused("0"), 0) == refused("0")
+
+
+@pytest.mark.requirement("P4", "T1")
+def test_made_up_names_of_servers_begin_no_count_of_their_own() -> None:
+    """At the tasks endpoint the path names the server, and a caller may write any."""
+    strangers = Strangers()
+    known: set[Authority] = set()
+    for number in range(10 * APART):
+        asked = Request(method="tasks/get", server=f"made-up-{number}", server_level=Level.CLAIMED)
+        known.add(strangers.known(msgspec.structs.replace(refused("mallory"), request=asked), 0))
+    assert len(known) == APART + 1
+    assert sum(not (one.request and one.request.server) for one in known) == 1
 
 
 @pytest.mark.requirement("P4")

@@ -11,7 +11,7 @@ import pytest
 from tests.services.access.rig import ANONYMOUS, CHANNEL, Rig, caller, outcome
 
 from tasktrail.events.authority import Trigger
-from tasktrail.events.decide import ExpireTask
+from tasktrail.events.commands import ExpireTask
 from tasktrail.events.entry import MSG_ID
 from tasktrail.projections.audit.columns import Message
 from tasktrail.projections.audit.store import AuditStore

@@ -10,6 +10,7 @@ a task; `fast` is FastMCP.
 
 import asyncio
 import contextlib
+import itertools
 import json
 import socket
 import sys
@@ -108,11 +109,13 @@ WORK = {
     "greet": greet,
     "think": think,
     "steps": steps,
+    "drifts": steps,
     "fails": fails,
     "complains": complains,
     "traces": traces,
     **{f"{brief}{mode}": parks for mode in MODES for brief in ("", "brief_")},
 }
+listings = itertools.count(1)
 SUPPORT = {"plain": None, "named": None, "steps": "required", "forgets": "optional"}
 
 
@@ -122,10 +125,11 @@ def low_level() -> Server[Any, Any]:
 
     @server.list_tools()
     async def tools() -> list[mcp.Tool]:
-        names = [*WORK, "plain", "named", "forgets"]
+        names, version = [*WORK, "plain", "named", "forgets"], next(listings)
         return [
             mcp.Tool(
                 name=name,
+                description=f"Version {version}." if name == "drifts" else None,
                 inputSchema={"type": "object"},
                 execution=mcp.ToolExecution(taskSupport=SUPPORT.get(name, "optional"))
                 if SUPPORT.get(name, "optional")

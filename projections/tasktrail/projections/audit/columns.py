@@ -8,6 +8,7 @@ column can hold raises `OutOfRange` and is never cut. A level is copied, never r
 """
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import NamedTuple, assert_never
 
 import msgspec
@@ -58,6 +59,8 @@ from tasktrail.events.facts import (
 
 EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the store keeps UTC in TIMESTAMP, which has no zone
 _INT64 = 2**63
+FIRST_MS, LAST_MS = -62_135_596_800_000, 253_402_300_799_999
+"""Epoch milliseconds of the years 1 to 9999, the times that a column holds."""
 
 
 class OutOfRange(ValueError):
@@ -174,15 +177,28 @@ def instant(name: str, at_ms: int) -> datetime:
         OutOfRange: not within the years 1 to 9999; the message names `name`.
     """
     try:
-        return EPOCH + timedelta(milliseconds=at_ms)
+        return _since_epoch(at_ms)
     except OverflowError:
         message = f"{name} is {at_ms} ms, which is no time in the years 1 to 9999"
         raise OutOfRange(message) from None
 
 
-def _recorded(text: str) -> datetime:
+@lru_cache(maxsize=4096)
+def _since_epoch(at_ms: int) -> datetime:
+    """An entry names the same time, and a token the same end, many times."""
+    return EPOCH + timedelta(milliseconds=at_ms)
+
+
+def recorded(text: str) -> datetime:
+    """The UTC time, without zone, that an entry says it was recorded at.
+
+    Raises:
+        OutOfRange: it is no RFC 3339 time.
+    """
     try:
         at = datetime.fromisoformat(text)
+        if at.tzinfo is UTC:
+            return at.replace(tzinfo=None)
         if at.tzinfo is not None:
             return at.astimezone(UTC).replace(tzinfo=None)
     except (ValueError, OverflowError):
@@ -219,7 +235,7 @@ def entry_row(message: Message, entry: Entry, kind: str, leaf: str) -> EntryRow:
         entry.task_ref or None,
         int64("task_seq", entry.task_seq) or None,
         entry.id,
-        _recorded(entry.recorded_at),
+        recorded(entry.recorded_at),
         leaf,
         entry.prev or None,
         message.key_id or None,

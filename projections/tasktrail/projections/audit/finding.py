@@ -18,7 +18,8 @@ import msgspec
 from tasktrail.events.subjects import ANONYMOUS_TENANT
 from tasktrail.projections.audit.errors import AuditStoreError
 from tasktrail.projections.audit.found import Found, ServiceEvent, StepRow
-from tasktrail.projections.audit.rows import RejectedRow, TaskRow
+from tasktrail.projections.audit.rows import RejectedRow
+from tasktrail.projections.audit.task_rows import TaskRow
 
 _GAPS_MAX = 1_000
 

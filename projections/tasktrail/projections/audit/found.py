@@ -13,7 +13,8 @@ import msgspec
 
 from tasktrail.events.facts import Event, UnknownEvent
 from tasktrail.projections.audit.columns import instant
-from tasktrail.projections.audit.rows import RejectedRow, TaskRow
+from tasktrail.projections.audit.rows import RejectedRow
+from tasktrail.projections.audit.task_rows import TaskRow
 
 
 class StepRow(NamedTuple):

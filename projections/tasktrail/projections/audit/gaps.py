@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from tasktrail.events.facts import GapFound
 from tasktrail.projections.audit.columns import instant
 from tasktrail.projections.audit.found import Found, event_of, stamp_ms
-from tasktrail.projections.audit.rows import TaskRow
 from tasktrail.projections.audit.sentences import printable
+from tasktrail.projections.audit.task_rows import TaskRow
 from tasktrail.projections.audit.timeline import Gap
 
 

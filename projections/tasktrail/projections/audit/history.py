@@ -54,9 +54,10 @@ from tasktrail.events.facts import (
 )
 from tasktrail.projections.audit.found import Found, StepRow, event_of, stamp, stamp_ms, stamped
 from tasktrail.projections.audit.gaps import gaps
-from tasktrail.projections.audit.rows import RejectedRow, TaskRow, retention_of
+from tasktrail.projections.audit.rows import RejectedRow
 from tasktrail.projections.audit.sentences import printable, sentence
 from tasktrail.projections.audit.standing import authority_shown
+from tasktrail.projections.audit.task_rows import TaskRow, retention_of
 from tasktrail.projections.audit.timeline import (
     Actor,
     AddressShown,

@@ -22,7 +22,7 @@ from tasktrail.projections.audit.errors import (
     StoreTooOld,
 )
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 MEMORY_LIMIT = "512MB"
 CHECKPOINT_THRESHOLD = "128MB"
 """Log kept before it is folded into the file: at 16MB that took a third of all time; 128MB is replayed in 0.5 s."""

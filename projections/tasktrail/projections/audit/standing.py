@@ -12,7 +12,7 @@ from datetime import datetime
 from tasktrail.events.authority import Standing
 from tasktrail.events.facts import PolicyActivated, PrincipalRevoked, RevocationLifted
 from tasktrail.projections.audit.found import Found, ServiceEvent, event_of, stamp
-from tasktrail.projections.audit.rows import TaskRow
+from tasktrail.projections.audit.task_rows import TaskRow
 from tasktrail.projections.audit.timeline import (
     AuthorityNow,
     AuthorityShown,

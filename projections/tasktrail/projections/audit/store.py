@@ -17,15 +17,16 @@ their own and do not wait for appends.
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import duckdb
 import msgspec
 
+from tasktrail.events.facts import GrantGiven
 from tasktrail.projections.audit import asking
 from tasktrail.projections.audit.columns import EntryRow, EventRow, Message, instant
 from tasktrail.projections.audit.errors import AnotherTrail, AuditStoreError, NotAnAuditStore, StreamCut
@@ -34,8 +35,12 @@ from tasktrail.projections.audit.history import assemble, in_order, task_shown
 from tasktrail.projections.audit.named import Answer, NamedQuery, Value
 from tasktrail.projections.audit.notable import NotableRow
 from tasktrail.projections.audit.opening import CHECKPOINT_THRESHOLD, KEEP, connect, prepare
-from tasktrail.projections.audit.rows import CHANGING, DenialRow, RejectedRow, Rows, TaskRow, read, ref_of
+from tasktrail.projections.audit.rows import DenialRow, RejectedRow, Rows, read, refs_of
+from tasktrail.projections.audit.task_rows import CHANGING, TaskRow
 from tasktrail.projections.audit.timeline import Step, TaskShown, Timeline
+
+if TYPE_CHECKING:
+    from tasktrail.projections.audit.batch import Batch
 
 STEPS_MAX = 100_000
 TASKS_MAX = 10_000
@@ -218,17 +223,58 @@ class AuditStore:
         Raises:
             AuditStoreError: nothing of them was written; the message says why.
         """
+        self._see_bound()
+        with self._lock:
+            known = self._lookup(refs_of(messages))
+            rows = read(messages, after=self._position.last_seq, known=known)
+            if rows.last_seq > self._position.last_seq:
+                with self._writing():
+                    self._insert_all(rows)
+                    self._finish(rows.changed.values(), rows.last_seq)
+            self._settle(rows.last_seq, rows.created, rows.changed)
+            return self._position
+
+    def _see_bound(self) -> None:
         if not self._position.stream:
             message = f"{self.path} is bound to no stream yet: call bind first"
             raise AuditStoreError(message)
-        with self._lock:
-            with self._writing():
-                rows = read(messages, after=self._position.last_seq, known=self._lookup(messages))
-                if rows.last_seq > self._position.last_seq:
-                    self._write(rows)
-            self._remember(rows)
-            self._position = msgspec.structs.replace(self._position, last_seq=rows.last_seq)
-            return self._position
+
+    @contextmanager
+    def loading(self) -> Generator[Callable[[Sequence[Message]], None]]:
+        """Add many messages, as `append` does, in transactions that are as large as DuckDB likes them.
+
+        What the block's function was given is in the store when the block has ended well; within it `last_seq` lags
+        behind, and nobody else can append. Needs pyarrow.
+
+        Raises:
+            AuditStoreError: not all of them were written; what was is all that came before some sequence.
+        """
+        from tasktrail.projections.audit.loading import Loading  # noqa: PLC0415 - pyarrow is slow to import
+
+        self._see_bound()
+        with self._lock, self._alone():
+            load = Loading(self._position.last_seq, self._lookup, self._load)
+            with closing(load):
+                yield load.take
+                load.finish()
+
+    @contextmanager
+    def _alone(self) -> Generator[None]:
+        """One thread of DuckDB's: two begin a row group each, and a checkpoint compresses both anew."""
+        self._writer.execute("SET threads = 1")
+        try:
+            yield
+        finally:
+            with suppress(duckdb.Error):
+                self._writer.execute("RESET threads")
+
+    def _load(self, batch: "Batch") -> None:
+        """Everything of a batch and the position after it, in one transaction; nothing when it holds no message."""
+        if batch.last_seq > self._position.last_seq:
+            with self._writing() as writer:
+                batch.insert(writer)
+                self._finish(batch.changed.values(), batch.last_seq)
+        self._settle(batch.last_seq, batch.created, batch.changed)
 
     @contextmanager
     def _writing(self) -> Generator[duckdb.DuckDBPyConnection]:
@@ -241,8 +287,7 @@ class AuditStore:
             self._roll_back()
             if not isinstance(error, duckdb.Error):
                 raise
-            message = f"{self.path} cannot be written, and nothing of this transaction was: {error}"
-            raise AuditStoreError(message) from error
+            raise self._unwritten(error) from error
 
     def _roll_back(self) -> None:
         for appender in self._appenders.values():
@@ -253,8 +298,8 @@ class AuditStore:
         with suppress(AuditStoreError):  # what failed may have been what comes after the commit
             self._position = self.position()
 
-    def _write(self, rows: Rows) -> None:
-        """Everything of some messages, within a transaction."""
+    def _insert_all(self, rows: Rows) -> None:
+        """The rows of some messages, within a transaction."""
         created = [msgspec.structs.astuple(row) for row in rows.created.values()]
         self._insert("tasks", TaskRow.__struct_fields__, created)
         self._insert("entries", EntryRow._fields, rows.entries)
@@ -263,11 +308,26 @@ class AuditStore:
         self._insert("notable", NotableRow._fields, rows.notable)
         self._insert("service_events", NotableRow._fields, rows.service_events)
         self._insert("rejected", RejectedRow._fields, rows.rejected)
+        if any(row.type == GrantGiven.__name__ for row in rows.notable):
+            self._writer.execute(sql("grants_after"), {"after": self._position.last_seq})
+
+    def _finish(self, changed: Collection[TaskRow], last_seq: int) -> None:
+        """The last of a transaction: what changed in tasks that were there, and the position."""
         # By first_seq and not by task_ref: zone maps find the few row groups of recent tasks.
         columns = ("first_seq", *CHANGING)
-        changed = [tuple(getattr(row, name) for name in columns) for row in rows.changed.values()]
-        self._insert("tasks", columns, changed, action="update")
-        self._writer.execute("UPDATE position SET last_seq = ?", [rows.last_seq])
+        given = [tuple(getattr(row, name) for name in columns) for row in changed]
+        self._insert("tasks", columns, given, action="update")
+        self._writer.execute("UPDATE position SET last_seq = ?", [last_seq])
+
+    def _settle(self, last_seq: int, *touched: Mapping[str, TaskRow]) -> None:
+        """Remember what a transaction that is committed led to."""
+        for rows in touched:
+            for ref, row in rows.items():
+                self._known[ref] = row
+                self._known.move_to_end(ref)
+        while len(self._known) > _KNOWN_MAX:
+            self._known.popitem(last=False)
+        self._position = msgspec.structs.replace(self._position, last_seq=last_seq)
 
     def _insert(
         self,
@@ -287,24 +347,28 @@ class AuditStore:
         appender.append_rows(rows)
         appender.flush()
 
-    def _lookup(self, messages: Sequence[Message]) -> dict[str, TaskRow]:
-        """The rows of the tasks these messages name, as far as there are any."""
-        refs = dict.fromkeys(ref_of(message.subject) for message in messages)
-        refs.pop("", None)
-        known = {ref: self._known[ref] for ref in refs if ref in self._known}
-        unknown = [ref for ref in refs if ref not in known]
+    def _lookup(self, refs: Iterable[str]) -> dict[str, TaskRow]:
+        """The rows of these tasks, as far as there are any."""
+        known: dict[str, TaskRow] = {}
+        unknown: list[str] = []
+        for ref in refs:
+            row = self._known.get(ref)
+            if row is None:
+                unknown.append(ref)
+            else:
+                known[ref] = row
         if unknown:
             marks = ", ".join("?" * len(unknown))
-            cursor = self._writer.execute(f"SELECT * FROM tasks WHERE task_ref IN ({marks})", unknown)  # noqa: S608 - marks
-            known |= {row.task_ref: row for row in task_rows(cursor)}
+            try:
+                with closing(self._root.cursor()) as cursor:
+                    cursor.execute(f"SELECT * FROM tasks WHERE task_ref IN ({marks})", unknown)  # noqa: S608 - marks
+                    known |= {row.task_ref: row for row in task_rows(cursor)}
+            except duckdb.Error as error:
+                raise self._unwritten(error) from error
         return known
 
-    def _remember(self, rows: Rows) -> None:
-        for ref, row in (*rows.created.items(), *rows.changed.items()):
-            self._known[ref] = row
-            self._known.move_to_end(ref)
-        while len(self._known) > _KNOWN_MAX:
-            self._known.popitem(last=False)
+    def _unwritten(self, error: duckdb.Error) -> AuditStoreError:
+        return AuditStoreError(f"{self.path} cannot be written, and nothing of this transaction was: {error}")
 
     def timeline(self, ref: str, *, steps_max: int = STEPS_MAX) -> Timeline | None:
         """The history of the task with this reference; None when nothing was ever recorded under it."""

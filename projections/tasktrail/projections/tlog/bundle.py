@@ -258,13 +258,20 @@ What a bundle cannot show:
 
 @cache
 def verifier() -> bytes:
-    """The stand-alone `verify.py`: `offline.py` with what it imports of ours in its place."""
+    """The stand-alone `verify.py`: `offline.py` with what it imports of ours in its place.
+
+    Raises:
+        RuntimeError: it imports something of ours that cannot be put there.
+    """
     folder = files("tasktrail.projections.tlog")
-    text, checks = (folder.joinpath(f"{name}.py").read_text(encoding="utf-8") for name in ("offline", "offline_checks"))
-    body = checks.partition("from __future__ import annotations\n")[2]
-    ours = r"from tasktrail\.projections\.tlog\.offline_checks import \([^)]*\)\n"
-    whole, replaced = re.subn(ours, lambda _: body.lstrip("\n"), text)
-    if replaced != 1:
-        message = "offline.py does not import offline_checks in the one way that can be replaced"
+
+    def source(found: re.Match[str]) -> str:
+        text = folder.joinpath(f"{found[1]}.py").read_text(encoding="utf-8")
+        return text.partition("from __future__ import annotations\n")[2].lstrip("\n")
+
+    ours = r"^from tasktrail\.projections\.tlog\.(offline_\w+) import (?:\([^)]*\)|[^(\n]*)\n"
+    whole = re.sub(ours, source, folder.joinpath("offline.py").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    if re.search(r"^\s*(?:from|import) tasktrail", whole, re.MULTILINE):
+        message = "offline.py imports something of ours that cannot stand in its place"
         raise RuntimeError(message)
     return whole.encode()

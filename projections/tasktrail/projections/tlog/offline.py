@@ -31,12 +31,12 @@ from tasktrail.projections.tlog.offline_checks import (
     Key,
     bad,
     base64_of,
-    ed25519_verified,
     gap_record,
     hashes,
     head_of,
     is_grown,
     is_included,
+    key_of,
     leaf,
     levels_of,
     member,
@@ -47,6 +47,7 @@ from tasktrail.projections.tlog.offline_checks import (
     task_subjects,
     unpacked,
 )
+from tasktrail.projections.tlog.offline_ed25519 import ed25519_verified
 
 FORMAT = "tasktrail-bundle/1"
 SIGNED_AS = b"tasktrail/bundle/v1\n"
@@ -454,15 +455,6 @@ def told_of(report: Json) -> Iterator[str]:
         yield "What this cannot show:"
         yield from (f"  - {limit}" for limit in report["not_shown"])
     yield f"verdict     {report['verdict']}"
-
-
-def key_of(said: str, kind: int) -> Key:
-    """The key that is meant: as text, or the file that holds it. Raises Bad."""
-    is_text = said.count("+") > 1
-    found = Key.of(said if is_text else read_bounded(Path(said), 4096).decode("utf-8", "replace"))
-    if found.kind != kind:
-        bad(f"the key of {found.name} is that of a {'log' if found.kind == ED25519 else 'witness'}")
-    return found
 
 
 def checked(path: Path, keys: Sequence[str], witnesses: Sequence[str], held: Sequence[Path]) -> Json:

@@ -1,21 +1,19 @@
-"""What the stand-alone verifier is made of: signatures, trees, notes, archive, JSON. Standard library only.
+"""What the stand-alone verifier is made of: trees, notes, archive, JSON. Standard library only.
 
-Guarantees: whatever the bytes, the answer is a value or `Bad` with what is wrong, and each thing has one form only: a
-signature, a point, base64, an archive or a document written in another way is refused. Runs on Python 3.9, because
+Guarantees: whatever the bytes, the answer is a value or `Bad` with what is wrong, and each thing has one form only:
+base64, an archive or a document written in another way is refused. Runs on Python 3.9, because
 `verifier` in `bundle.py` puts it into the `verify.py` of every bundle. It shares no code with the rest of tasktrail, so
 that two implementations agree in the tests.
 
-    ed25519_verified(public, message, signature)
     is_included(leaf(body), index, size, proof, root)
 
-Sources: RFC 8032 (Ed25519), RFC 6962 and 9162 (Merkle tree), C2SP signed-note, tlog-checkpoint and tlog-cosignature,
+Sources: RFC 6962 and 9162 (Merkle tree), C2SP signed-note, tlog-checkpoint and tlog-cosignature,
 POSIX ustar.
 """
 
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import json
 import math
@@ -36,102 +34,6 @@ class Bad(Exception):
 def bad(how: str) -> NoReturn:
     """Say so."""
     raise Bad(how)
-
-
-# Ed25519 (RFC 8032, section 5.1.7, without the cofactor, as OpenSSL does it)
-
-_P = 2**255 - 19
-_L = 2**252 + 27742317777372353535851937790883648493
-_D = -121665 * pow(121666, _P - 2, _P) % _P
-_ROOT = pow(2, (_P - 1) // 4, _P)
-_Point = tuple[int, int, int, int]  # extended coordinates: x = X/Z, y = Y/Z, X*Y = T*Z
-_NEUTRAL: _Point = (0, 1, 1, 0)
-
-
-def added(one: _Point, other: _Point) -> _Point:
-    """The sum of two points (RFC 8032, section 5.1.4)."""
-    a = (one[1] - one[0]) * (other[1] - other[0]) % _P
-    b = (one[1] + one[0]) * (other[1] + other[0]) % _P
-    c = 2 * one[3] * other[3] * _D % _P
-    d = 2 * one[2] * other[2] % _P
-    e, f, g, h = b - a, d - c, d + c, b + a
-    return e * f % _P, g * h % _P, f * g % _P, e * h % _P
-
-
-def point_of(raw: bytes) -> _Point | None:
-    """The point that these 32 bytes are, in the one way to write it; None when they are none."""
-    y = int.from_bytes(raw, "little")
-    sign, y = y >> 255, y & ((1 << 255) - 1)
-    if y >= _P:
-        return None
-    square = (y * y - 1) * pow(_D * y * y + 1, _P - 2, _P) % _P
-    x = pow(square, (_P + 3) // 8, _P)
-    if (x * x - square) % _P:
-        x = x * _ROOT % _P
-    if (x * x - square) % _P or (x == 0 and sign):
-        return None
-    x = _P - x if x & 1 != sign else x
-    return x, y, 1, x * y % _P
-
-
-def written(point: _Point) -> bytes:
-    """The 32 bytes of a point (RFC 8032, section 5.1.2)."""
-    inverse = pow(point[2], _P - 2, _P)
-    x, y = point[0] * inverse % _P, point[1] * inverse % _P
-    return (y | (x & 1) << 255).to_bytes(32, "little")
-
-
-_Table = list[list[_Point]]
-
-
-def _multiples(point: _Point) -> _Table:
-    """Row i holds 0, 1, … 15 times 16**i times the point: a product is then one addition for each row."""
-    rows: _Table = []
-    for _ in range(64):
-        row = [_NEUTRAL]
-        for _ in range(15):
-            row.append(added(row[-1], point))
-        rows.append(row)
-        point = added(row[-1], point)
-    return rows
-
-
-def times(scalar: int, rows: _Table) -> _Point:
-    """So many times the point that these are the multiples of."""
-    total = _NEUTRAL
-    for row in rows:
-        total = added(total, row[scalar & 15])
-        scalar >>= 4
-    return total
-
-
-@functools.lru_cache(maxsize=64)
-def _key_table(public: bytes) -> _Table | None:
-    """Multiples of the negated key; None for bytes that are no key. A key of small order would 'sign' anything."""
-    point = point_of(public)
-    if point is None:
-        return None
-    rows = _multiples((_P - point[0], point[1], 1, _P - point[3]))
-    return None if written(rows[0][8]) == written(_NEUTRAL) else rows
-
-
-@functools.lru_cache(maxsize=1)
-def base_table() -> _Table:
-    """Multiples of the base point."""
-    base = point_of((4 * pow(5, _P - 2, _P) % _P).to_bytes(32, "little"))
-    return _multiples(cast("_Point", base))
-
-
-def ed25519_verified(public: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether this is the Ed25519 signature of the message by the key. Takes each signature in one form only."""
-    if len(public) != 32 or len(signature) != 64:  # noqa: PLR2004 - RFC 8032
-        return False
-    s = int.from_bytes(signature[32:], "little")
-    rows = _key_table(public)
-    if s >= _L or rows is None:
-        return False
-    k = int.from_bytes(hashlib.sha512(signature[:32] + public + message).digest(), "little") % _L
-    return written(added(times(s, base_table()), times(k, rows))) == signature[:32]
 
 
 # The tree (RFC 6962, section 2.1; RFC 9162, sections 2.1.3.2 and 2.1.4.2) and the map of heads
@@ -498,3 +400,12 @@ def read_bounded(path: Path, most: int) -> bytes:
     with path.open("rb") as file:
         data = file.read(most + 1)
     return data if len(data) <= most else bad(f"{path} is larger than {most} bytes")
+
+
+def key_of(said: str, kind: int) -> Key:
+    """The key that is meant: as text, or the file that holds it. Raises Bad."""
+    is_text = said.count("+") > 1
+    found = Key.of(said if is_text else read_bounded(Path(said), 4096).decode("utf-8", "replace"))
+    if found.kind != kind:
+        bad(f"the key of {found.name} is that of a {'log' if found.kind == ED25519 else 'witness'}")
+    return found

@@ -3,7 +3,7 @@
 Guarantees: nothing is answered that the service did not find out for this very request; a cancelled task is cancelled
 when the answer goes out. Source: MCP 2025-11-25, tasks (Protocol Messages, Behavior Requirements).
 
-    server.request_handlers |= Handles(link, door, results, lambda: server.request_context).handlers()
+    server.request_handlers |= Handles(link, door, results, lambda: server.request_context).served()
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from tasktrail.mcp.v1 import requests, wire
 from tasktrail.mcp.v1.door import Door
 from tasktrail.mcp.v1.requests import Context
 from tasktrail.mcp.v1.results import Results
-from tasktrail.services import messages
+from tasktrail.services import messages, wire_2025
 from tasktrail.services.access.claims import TEXT_MAX
 from tasktrail.services.messages import Listed, TaskView
 
@@ -29,7 +29,8 @@ CANCELLED_WITHIN_S = 15.0
 """How long `tasks/cancel` waits for the task to be cancelled: work that does not stop is ended without it sooner."""
 LOOK_EVERY_S = 1.0
 
-Handler: TypeAlias = Callable[[Any], Awaitable[mcp.ServerResult]]
+Serve: TypeAlias = Callable[[Any], Awaitable[mcp.ServerResult]]
+"""What answers the requests of one method."""
 
 
 class Handles:
@@ -39,7 +40,7 @@ class Handles:
         """`context` gives the request at hand."""
         self._link, self._door, self._results, self._context = link, door, results, context
 
-    def handlers(self) -> dict[type, Handler]:
+    def served(self) -> dict[type, Serve]:
         """The methods, as the SDK's server holds them."""
         return {
             mcp.GetTaskRequest: self._get,
@@ -86,10 +87,10 @@ class Handles:
             )
             await self._door.request("cancel", said)
             view = await self._ended(ctx, method, view)
-            if wire.status(view) == mcp.TASK_STATUS_CANCELLED:
+            if wire_2025.status(view) == mcp.TASK_STATUS_CANCELLED:
                 return mcp.ServerResult(mcp.CancelTaskResult(**wire.task(view).model_dump()))
         if view.status.terminal:
-            message = f"the task is {wire.status(view)}: it cannot be cancelled any more"
+            message = f"the task is {wire_2025.status(view)}: it cannot be cancelled any more"
             raise McpError(mcp.ErrorData(code=mcp.INVALID_PARAMS, message=message))
         message = "the task was told to stop and has not stopped yet: ask for it again"
         raise McpError(mcp.ErrorData(code=mcp.INTERNAL_ERROR, message=message, data={"retriable": True}))

@@ -18,10 +18,7 @@ from mcp.shared.context import RequestContext
 from tasktrail.mcp.credentials import rpc_id, traced, vouched_by_sdk, words
 from tasktrail.services.access.claims import TEXT_MAX, text
 from tasktrail.services.messages import Call, Caller
-
-WIRE = "mcp/2025-11-25"
-REVISION = "2025-11-25"
-"""The first revision with tasks."""
+from tasktrail.services.wire_2025 import REVISION, WIRE
 
 Context = RequestContext[ServerSession, Any, Any]
 
@@ -72,7 +69,7 @@ def protocol_version(ctx: Context) -> str:
 
 
 def speaks(ctx: Context) -> bool:
-    """Whether the revision in use has tasks at all."""
+    """Whether the revision in use has tasks at all: this one is the first that does."""
     return protocol_version(ctx) >= REVISION
 
 

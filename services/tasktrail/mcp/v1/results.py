@@ -27,7 +27,7 @@ from tasktrail.mcp.link import Link, patiently
 from tasktrail.mcp.v1 import requests, wire
 from tasktrail.mcp.v1.requests import Context
 from tasktrail.mcp.v1.work import Work
-from tasktrail.services import messages
+from tasktrail.services import messages, wire_2025
 from tasktrail.services.clock import now_ms
 from tasktrail.services.messages import Signal, TaskView
 
@@ -138,7 +138,7 @@ class Results:
         while work is not None and work.notifications:
             one = work.notifications.popleft()
             related = mcp.JSONRPCNotification(
-                jsonrpc="2.0", method=one.method, params=wire.related(view.task_id, one.params)
+                jsonrpc="2.0", method=one.method, params=wire_2025.related(view.task_id, one.params)
             )
             await self._send(ctx, related)
         if shown is not None and (shown.status, shown.status_message) != (view.status, view.status_message):
@@ -153,7 +153,7 @@ class Results:
             self._questions[number] = _Question(view.task_id, view.task_ref, key, ask.method, call.again)
             while len(self._questions) > QUESTIONS_MAX:
                 self._questions.popitem(last=False)
-            params = wire.related(view.task_id, ask.params)
+            params = wire_2025.related(view.task_id, ask.params)
             await self._send(ctx, mcp.JSONRPCRequest(jsonrpc="2.0", id=number, method=ask.method, params=params))
 
     @staticmethod
@@ -182,7 +182,7 @@ class Results:
             call=call,
             command_id=secrets.token_hex(16),
             task_id=question.task_id,
-            answers={question.key: wire.unrelated(answer)},
+            answers={question.key: wire_2025.unrelated(answer)},
         )
         settling = asyncio.create_task(self._settle(question, said, error))
         self._settling.add(settling)

@@ -83,8 +83,13 @@ class Store(TaskStore):
         return False
 
     async def wait_for_update(self, task_id: str) -> NoReturn:
-        """Not from here."""
-        raise NotImplementedError
+        """Not from here.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        message = "work does not wait for its own task: its questions return with the answers, and it is cancelled"
+        raise NotImplementedError(message)
 
     async def notify_update(self, task_id: str) -> None:
         """Nothing: the service tells everybody."""
@@ -129,8 +134,13 @@ class Queue(TaskMessageQueue):
         return []
 
     async def wait_for_message(self, task_id: str) -> NoReturn:
-        """Not from here."""
-        raise NotImplementedError
+        """Not from here.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        message = "the questions of a task are on the trail, and `tasks/result` asks the service for them: call that"
+        raise NotImplementedError(message)
 
     async def notify_message_available(self, task_id: str) -> None:
         """Nothing: the service tells everybody."""

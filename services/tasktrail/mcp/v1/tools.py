@@ -10,7 +10,6 @@ tasktrail's store and queue; the plain tools that are named run with a session t
 
 import asyncio
 import contextlib
-import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
@@ -18,17 +17,17 @@ from dataclasses import replace
 from typing import Any, cast
 
 import mcp.types as mcp
-import msgspec
 from mcp.server.lowlevel.server import request_ctx
 from mcp.server.session import ServerSession
 from mcp.shared.exceptions import McpError
 
 from tasktrail.events.errors import InvalidRequest, TasktrailError
 from tasktrail.events.facts import TaskSupport
+from tasktrail.mcp.definitions import definition_sha256
 from tasktrail.mcp.link import Link, patiently
 from tasktrail.mcp.v1 import requests, wire
 from tasktrail.mcp.v1.door import Door
-from tasktrail.mcp.v1.handles import Handler
+from tasktrail.mcp.v1.handles import Serve
 from tasktrail.mcp.v1.requests import Context
 from tasktrail.mcp.v1.sessions import TaskSession
 from tasktrail.mcp.v1.support import Queue, Store, Support
@@ -76,7 +75,7 @@ class Tools:
         self._made_one, self._context = made, context
         self._tools = {name: _support(name, said) for name, said in tools.items()}
         self._definitions: dict[str, mcp.Tool] = {}
-        self._list_tools: Handler = _no_tools
+        self._list_tools: Serve = _no_tools
         self._works: dict[str, Work] = {}
         self._refs: dict[str, str] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -104,7 +103,7 @@ class Tools:
         self._works.clear()
         self._refs.clear()
 
-    def listing(self, original: Handler) -> Handler:
+    def listing(self, original: Serve) -> Serve:
         """`tools/list` with the task support of the tools that are named here."""
 
         async def listed(req: Any) -> mcp.ServerResult:  # noqa: ANN401 - the SDK itself calls it with None, too
@@ -116,6 +115,12 @@ class Tools:
 
         self._list_tools = listed
         return listed
+
+    def defined(self) -> dict[str, str]:
+        """The tools that may be tasks, as far as clients were told of them, with the digests of their definitions."""
+        return {
+            name: _sha256(tool) for name, tool in self._definitions.items() if _supported(tool).value != "forbidden"
+        }
 
     def _declared(self, tool: mcp.Tool) -> mcp.Tool:
         support = self._tools.get(tool.name)
@@ -137,7 +142,7 @@ class Tools:
                 break
         return self._definitions.get(name)
 
-    def calling(self, original: Handler) -> Handler:
+    def calling(self, original: Serve) -> Serve:
         """`tools/call` as a task where the call and its tool both say so (Tool-Level Negotiation)."""
 
         async def called(req: mcp.CallToolRequest) -> mcp.ServerResult:
@@ -161,7 +166,7 @@ class Tools:
 
         return called
 
-    async def _made(self, making: _Making, original: Handler, req: mcp.CallToolRequest) -> mcp.ServerResult:
+    async def _made(self, making: _Making, original: Serve, req: mcp.CallToolRequest) -> mcp.ServerResult:
         """The answer to a call that is to become a task: its handle."""
         token = _making.set(making)
         try:
@@ -183,7 +188,7 @@ class Tools:
             if making.creating is not None and not making.begun:
                 self._in_background(self._abandon(making.creating))
 
-    async def _run_plain(self, making: _Making, original: Handler, req: mcp.CallToolRequest) -> mcp.ServerResult:
+    async def _run_plain(self, making: _Making, original: Serve, req: mcp.CallToolRequest) -> mcp.ServerResult:
         """Run a tool that knows nothing of tasks as one: with a session that speaks by way of the task."""
         work = await self._make()
         ctx = making.ctx
@@ -237,7 +242,7 @@ class Tools:
             call=call,
             command_id=secrets.token_hex(16),
             tool=making.tool.name,
-            tool_sha256=_definition_sha256(making.tool),
+            tool_sha256=_sha256(making.tool),
             task_support=making.support,
             client_features=requests.declared(ctx),
             ttl_ms=wish.ttl if wish else None,
@@ -299,7 +304,7 @@ class Tools:
         await patiently(self._link, "lose", lost, until_ms=until_ms, now_ms=now_ms)
 
 
-async def _within(ctx: Context, original: Handler, req: mcp.CallToolRequest) -> mcp.ServerResult:
+async def _within(ctx: Context, original: Serve, req: mcp.CallToolRequest) -> mcp.ServerResult:
     """What the tool answers when this is its request's context."""
     token = request_ctx.set(ctx)
     try:
@@ -326,7 +331,5 @@ def _supported(tool: mcp.Tool | None) -> TaskSupport:
     return TaskSupport(declared) if declared else TaskSupport.FORBIDDEN
 
 
-def _definition_sha256(tool: mcp.Tool) -> str:
-    """Digest of what a client is told of the tool."""
-    told = [tool.name, tool.description, tool.inputSchema, tool.outputSchema]
-    return hashlib.sha256(msgspec.json.encode(told, order="deterministic")).hexdigest()
+def _sha256(tool: mcp.Tool) -> str:
+    return definition_sha256(tool.name, tool.description, tool.inputSchema, tool.outputSchema)

@@ -9,7 +9,6 @@ is reported until the trail has it, or nobody wants it any more. Needs asyncio.
 """
 
 import asyncio
-import contextlib
 import logging
 import secrets
 from collections import deque
@@ -21,24 +20,19 @@ from mcp.shared.exceptions import McpError
 from mcp.shared.experimental.tasks.message_queue import QueuedMessage
 from mcp.shared.experimental.tasks.resolver import Resolver
 
-from tasktrail.events.errors import AuthorityPaused, TasktrailError
+from tasktrail.events.errors import TasktrailError
 from tasktrail.events.tracing import TraceContext
 from tasktrail.mcp import tracing
-from tasktrail.mcp.link import Link, patiently
-from tasktrail.mcp.v1 import wire
+from tasktrail.mcp.link import Link
+from tasktrail.mcp.voice import MESSAGE_MAX, REPORT_EVERY_S, Voice
 from tasktrail.services import messages
-from tasktrail.services.clock import now_ms
 from tasktrail.services.messages import Call, InputAsk, Signal, TaskView, WorkView
+from tasktrail.services.wire_2025 import unrelated
 
 _log = logging.getLogger(__name__)
 
-REPORT_EVERY_S = 0.25
-"""At most one status message this often; of those between, the last one counts."""
-LOOK_EVERY_S = 2.0
-"""How often work that waits looks for itself: signals may be lost."""
 STOP_WITHIN_S = 1.0
 """How long cancelled work may take to clean up before its task is cancelled without it."""
-MESSAGE_MAX = 4_096
 NOTIFICATIONS_MAX = 64
 LOST = "lost_worker"
 
@@ -51,8 +45,7 @@ class Work:
         self.ref, self.view = view.task_ref, view
         self._trace = TraceContext.of_run(view.task_ref, call.traceparent, call.tracestate)
         self.notifications: deque[mcp.JSONRPCNotification] = deque(maxlen=NOTIFICATIONS_MAX)
-        self._link, self._worker = link, worker
-        self._until_ms = view.created_at_ms + view.ttl_ms
+        self._link, self._voice = link, Voice(link, view, worker=worker)
         self._waiting: dict[str, Resolver[dict[str, Any]]] = {}
         self._said: str | None = None
         self._reported = asyncio.Lock()
@@ -82,12 +75,16 @@ class Work:
                 self._tool.cancel()
 
     async def lose(self, cause: str) -> None:
-        """This process is going away: stop, and say so."""
+        """This process is going away: stop, and say so.
+
+        Raises:
+            TasktrailError: it could not be said.
+        """
         if self.running is None or self.running.done():
             return
         self.running.cancel()
         await asyncio.wait([self.running], timeout=STOP_WITHIN_S)
-        await self._say("lose", messages.LoseWorker(**self._named(), cause=cause))
+        await self._voice.say("lose", messages.LoseWorker(**self._voice.mine(), cause=cause))
 
     async def _run(self, execute: Callable[[], Awaitable[None]]) -> None:
         async def tool() -> None:
@@ -116,7 +113,7 @@ class Work:
         if self._ended.is_set():
             return
         if self._unwanted.is_set():
-            await self._say("stop", messages.StopTask(**self._named()))
+            await self._voice.say("stop", messages.StopTask(**self._voice.mine()))
             return
         failure = None if tool.cancelled() else tool.exception()
         if failure is not None:
@@ -129,12 +126,20 @@ class Work:
         self._is_error = bool(self._result.get("isError"))
 
     async def complete(self) -> None:
-        """Record that the work is done, with the result kept."""
-        said = messages.CompleteTask(**self._named(), result=self._result or {}, is_error=self._is_error)
+        """Record that the work is done, with the result kept.
+
+        Raises:
+            TasktrailError: the trail does not take it, for good or until the task's time was over.
+        """
+        said = messages.CompleteTask(**self._voice.mine(), result=self._result or {}, is_error=self._is_error)
         await self._end("complete", said)
 
     async def fail(self, text: str) -> None:
-        """Record that the work failed: as the tool error that a synchronous call would have answered with."""
+        """Record that the work failed: as the tool error that a synchronous call would have answered with.
+
+        Raises:
+            TasktrailError: as `complete`.
+        """
         result = mcp.CallToolResult(content=[mcp.TextContent(type="text", text=text)], isError=True)
         self.keep(result)
         await self.complete()
@@ -142,12 +147,7 @@ class Work:
     async def _end(self, action: str, said: messages.Said) -> None:
         await self._report()
         self._ending = True
-        try:
-            await self._say(action, said, unless=self._unwanted)
-        except AuthorityPaused:
-            if not (self._unwanted.is_set() and self._live):
-                raise
-            await self._say("stop", messages.StopTask(**self._named()))
+        await self._voice.end(action, said, unwanted=self._unwanted, live=lambda: self._live)
         self._ended.set()
 
     def say(self, text: str) -> None:
@@ -165,7 +165,7 @@ class Work:
         if isinstance(request, mcp.JSONRPCNotification):
             self.notifications.append(request)
             return
-        params = wire.unrelated(request.params or {})
+        params = unrelated(request.params or {})
         if "task" in params:
             text = "a task's questions are asked through the task itself, not as tasks of its client"
             raise McpError(mcp.ErrorData(code=mcp.INVALID_REQUEST, message=text))
@@ -175,7 +175,9 @@ class Work:
         asks = {key: InputAsk(method=request.method, params=params)}
         await self._report()
         try:
-            view = await self._say("ask", messages.RequestInput(**self._named(), asks=asks), unless=self._unwanted)
+            view = await self._voice.say(
+                "ask", messages.RequestInput(**self._voice.mine(), asks=asks), unless=self._unwanted
+            )
             why = f"refused: {view.reason}" if view.outcome == "refused" else ""
         except TasktrailError as error:
             why = error.message
@@ -193,21 +195,14 @@ class Work:
 
     async def _follow(self) -> None:
         """Pass on what the work says, and what its client answers."""
-        why = ""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY_S):
-                    await self._nudged.wait()
-            self._nudged.clear()
-            try:
-                await self._report()
-                self._take(await self._link.request("collect", messages.CollectInput(**self._of())))
-                why = ""
-            except TasktrailError as error:
-                if error.reason != why:  # the same again and again, perhaps for hours, says nothing new
-                    _log.warning("task %s: %s", self.ref, error.message)
-                why = error.reason
-            await asyncio.sleep(0.01 if self._waiting and self._said is None else REPORT_EVERY_S)
+        await self._voice.follow(self._nudged, self._exchange, self._pause_s)
+
+    async def _exchange(self) -> None:
+        await self._report()
+        self._take(await self._link.request("collect", messages.CollectInput(**self._voice.of())))
+
+    def _pause_s(self) -> float:
+        return 0.01 if self._waiting and self._said is None else REPORT_EVERY_S
 
     async def _report(self) -> None:
         """Record what the work said last, before whatever comes next. What has to wait is the next round's."""
@@ -216,7 +211,9 @@ class Work:
             if said is None or self._ended.is_set():
                 return
             try:
-                self._take(await self._link.request("report", messages.ReportStatus(**self._named(), message=said)))
+                self._take(
+                    await self._link.request("report", messages.ReportStatus(**self._voice.mine(), message=said))
+                )
             except TasktrailError as error:
                 if not error.retriable:
                     raise
@@ -238,17 +235,3 @@ class Work:
         self._ended.set()
         if self.running is not None:
             self.running.cancel()
-
-    def _of(self) -> dict[str, Any]:
-        return {"task_ref": self.ref, "worker": self._worker}
-
-    def _named(self) -> dict[str, Any]:
-        return {**self._of(), "command_id": secrets.token_hex(16)}
-
-    async def _say(self, action: str, said: messages.Said, *, unless: asyncio.Event | None = None) -> WorkView:
-        view: WorkView = await patiently(
-            self._link, action, said, until_ms=self._until_ms, now_ms=now_ms, unless=unless
-        )
-        if view.outcome == "refused":
-            _log.info("task %s: %s refused: %s", self.ref, action, view.reason)
-        return view

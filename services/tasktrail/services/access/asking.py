@@ -70,7 +70,7 @@ class Askers:
             raise NothingWritten(NOT_GOVERNED)
         authority, refused = await self._callers.authority(caller, call, channel)
         mine = identity(authority)
-        whose = mine if refused is None else _stranger(authority)
+        whose = mine if refused is None else stranger(authority)
         if refused is Rule.NOT_CHECKED:
             await self._recorder.denied(authority, call.method, Unavailable.code, refused, "", authority.tenant)
             message = "the caller's credential cannot be checked now: its issuer does not answer. Send it again"
@@ -99,7 +99,7 @@ class Askers:
         return msgspec.structs.replace(asking, refused=Rule.REVOKED)
 
 
-def _stranger(authority: Authority) -> Binding:
+def stranger(authority: Authority) -> Binding:
     """Whose turn it is when who calls is not believed: those of one address wait for each other, not for the honest."""
     address = authority.request.address if authority.request else ""
     return Binding(tenant="", iss="", sub="", client_id=address)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from tasktrail.events import decide
+from tasktrail.events import commands
 from tasktrail.events.authority import (
     Authority,
     Binding,
@@ -26,13 +26,7 @@ from tasktrail.events.authority import (
     differences,
     identity,
 )
-from tasktrail.events.errors import (
-    InvalidAnswer,
-    InvalidRequest,
-    NotAuthorised,
-    RateLimited,
-    TaskNotFound,
-)
+from tasktrail.events.errors import InvalidAnswer, InvalidRequest, NotAuthorised, RateLimited, TaskNotFound
 from tasktrail.events.facts import Commitment, SubscriptionClosed, SubscriptionOpened, TaskSupport
 from tasktrail.events.subjects import entry_id
 from tasktrail.events.task import Outcome, Task
@@ -131,7 +125,9 @@ class Gate:
             arguments, more = await self._payloads.seal(key, "arguments", scope, said.arguments)
             blobs |= more
         command = self._creation(said, channel, asking.mine, sealed_handle, arguments)
-        parent, level = await self.parents.of(said, allowed.tenant)
+        parent, level = await self.parents.of(
+            said, allowed.tenant, lambda state: self._judged(said.parent_task, state, asking, "get").rule is None
+        )
         command = msgspec.structs.replace(command, parent=parent, parent_level=level)
         await self._believed(said, asking)
         done = await self._ledger.submit(allowed.tenant, ref, command, allowed, blobs)
@@ -148,9 +144,9 @@ class Gate:
         mine: Binding,
         handle: Commitment,
         arguments: Commitment | None,
-    ) -> decide.CreateTask:
+    ) -> commands.CreateTask:
         life = lifetime.granted(self._settings, channel.server, said.tool, mine.tenant, wished_ms=said.ttl_ms)
-        return decide.CreateTask(
+        return commands.CreateTask(
             id=said.command_id,
             binding=mine,
             binding_mode=life.binding,
@@ -233,6 +229,8 @@ class Gate:
     async def list(self, said: messages.ListTasks, channel: Channel) -> Listed:
         """The tasks that `get` opens for this caller, the newest first, each recorded as a poll of it.
 
+        A page may hold fewer than asked for, and yet not be the last.
+
         Raises:
             InvalidRequest: the cursor is none of ours.
             NotAuthorised: this caller may hold no tasks.
@@ -249,8 +247,8 @@ class Gate:
                 raise
             views: list[TaskView] = []
             last: Handle | None = None
-            for handle in listing.following(self.owned(asking.mine), after):
-                if last is not None and len(views) == said.limit:
+            for looked, handle in enumerate(listing.following(self.owned(asking.mine), after)):
+                if last is not None and (len(views) == said.limit or looked == listing.LOOKED_MAX):
                     return Listed(tasks=tuple(views), next_cursor=listing.cursor(last))
                 view = await self._listed(handle, asking)
                 if view is not None:
@@ -317,7 +315,7 @@ class Gate:
         came = json.dumps(said.answers, default=repr).encode()  # whatever it is: what of it is no JSON is refused below
         checked, blobs, faults = await self._checked(opened.state, said)
         key = await self._payloads.vault.key(opened.state.task_ref)
-        command = decide.RespondToInput(id=said.command_id, answers=checked, said=key.mac(came))
+        command = commands.RespondToInput(id=said.command_id, answers=checked, said=key.mac(came))
         done = await self._ledger.submit(opened.state.tenant, opened.state.task_ref, command, opened.authority, blobs)
         if done.outcome is Outcome.REFUSED and done.reason == "invalid_answer":
             told = "; ".join(f"{key!r}: {why}" for key, why in faults.items()) or "an answer does not fit its request"
@@ -327,38 +325,38 @@ class Gate:
 
     async def _checked(
         self, state: State, said: messages.UpdateTask
-    ) -> tuple[tuple[decide.Answer, ...], dict[str, bytes], dict[str, str]]:
+    ) -> tuple[tuple[commands.Answer, ...], dict[str, bytes], dict[str, str]]:
         """The answers as decisions need them, their sealed texts, and what is wrong with which."""
         scope = entry_id(state.task_ref, said.command_id)
         key = await self._payloads.vault.key(state.task_ref)
-        checked: list[decide.Answer] = []
+        checked: list[commands.Answer] = []
         blobs: dict[str, bytes] = {}
         faults: dict[str, str] = {}
         for name, answer in said.answers.items():
             asked = state.task.inputs.get(name)
             if asked is None:
                 digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
-                checked.append(decide.Answer(key_sha256=digest))
+                checked.append(commands.Answer(key_sha256=digest))
                 continue
             if asked.response is not None:
-                checked.append(decide.Answer(key=name))
+                checked.append(commands.Answer(key=name))
                 continue
             request = msgspec.convert(await self._payloads.open(state, asked.request), InputAsk)
             fault = answers.fault(asked.method, request.params, answer)
             if fault:
                 faults[name] = fault
-                checked.append(decide.Answer(key=name, fault=fault))
+                checked.append(commands.Answer(key=name, fault=fault))
                 continue
             response, more = await self._payloads.seal(key, f"response.{name}", scope, answer)
             blobs |= more
-            checked.append(decide.Answer(key=name, action=answers.action(asked.method, answer), response=response))
+            checked.append(commands.Answer(key=name, action=answers.action(asked.method, answer), response=response))
         return tuple(checked), blobs, faults
 
     async def cancel(self, said: messages.CancelTask, channel: Channel) -> Done:
         """Record that the task is to stop; a finished one stays finished (SEP-2663, Task Cancellation)."""
         async with self._askers.asking(said.caller, said.call, channel) as asking:
             opened = await self._open(said.task_id, asking, Action.CANCEL)
-            command = decide.CancelTask(id=said.command_id)
+            command = commands.CancelTask(id=said.command_id)
             await self._ledger.submit(opened.state.tenant, opened.state.task_ref, command, opened.authority)
         return Done()
 
@@ -476,7 +474,7 @@ class Gate:
         if task.standing is Standing.REVOKED:
             return opened  # what was revoked is for an operator to lift
         # An id of its own each time: when two come at once, the second changes nothing.
-        command = decide.ChangeAuthority(
+        command = commands.ChangeAuthority(
             id=secrets.token_hex(16),
             standing=Standing.VALID,
             until_s=until_s,

@@ -23,6 +23,9 @@ from tasktrail.services.inventory import Handle
 from tasktrail.services.messages import TaskView
 from tasktrail.services.sealing import SealError
 
+LOOKED_MAX = 200
+"""How many tasks are looked at for one page: some may not open, by policy or because what they held is gone."""
+
 _BAD = "this cursor is none that was given here; list again without one"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from tasktrail.events import decide
+from tasktrail.events import commands
 from tasktrail.events.authority import Authority, Standing, Trigger
 from tasktrail.events.facts import OnWorkerLost
 from tasktrail.events.subjects import entry_id
@@ -63,7 +63,7 @@ class Losing:
         # The timer's entry has another id: the scope only keeps nonces apart, as the command's id does.
         scope = entry_id(state.task_ref, command_id)
         sealed, blobs = await self._payloads.seal(key, "error", scope, msgspec.to_builtins(error))
-        command = decide.LoseWorker(
+        command = commands.LoseWorker(
             id=command_id,
             cause=cause,
             error=sealed,

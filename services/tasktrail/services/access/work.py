@@ -14,10 +14,10 @@ from collections.abc import Callable, Generator
 
 import msgspec
 
-from tasktrail.events import decide
+from tasktrail.events import commands
 from tasktrail.events.authority import Authority, Standing, Trigger
 from tasktrail.events.entry import Entry
-from tasktrail.events.errors import AuthorityPaused, InvalidRequest, NothingWritten, TaskNotFound
+from tasktrail.events.errors import AuthorityPaused, InvalidRequest, NothingWritten, RateLimited, TaskNotFound
 from tasktrail.events.facts import Commitment, TaskCreated
 from tasktrail.events.subjects import entry_id
 from tasktrail.events.task import Outcome
@@ -83,7 +83,7 @@ class Work:
         """How far the work is; an unchanged text changes nothing and is not recorded."""
         state = await self._own(said.task_ref, channel, "report")
         message, blobs = await self._seal(state, said.command_id, "message", said.message)
-        command = decide.ReportStatus(
+        command = commands.ReportStatus(
             id=said.command_id,
             message=message,
             progress=said.progress,
@@ -96,7 +96,7 @@ class Work:
     async def ask(self, said: messages.RequestInput, channel: Channel) -> WorkView:
         """Ask the client for input; the keys must be new to the task."""
         state = await self._own(said.task_ref, channel, "ask")
-        asks: list[decide.Ask] = []
+        asks: list[commands.Ask] = []
         blobs: dict[str, bytes] = {}
         for key, ask in said.asks.items():
             if ask.method not in answers.METHODS:
@@ -104,8 +104,8 @@ class Work:
                 raise InvalidRequest(message)
             request, more = await self._seal(state, said.command_id, f"request.{key}", msgspec.to_builtins(ask))
             blobs |= more
-            asks.append(decide.Ask(key=key, method=ask.method, request=request))
-        command = decide.RequestInput(id=said.command_id, asks=tuple(asks), worker=said.worker, attempt=said.attempt)
+            asks.append(commands.Ask(key=key, method=ask.method, request=request))
+        command = commands.RequestInput(id=said.command_id, asks=tuple(asks), worker=said.worker, attempt=said.attempt)
         return await self._said(state, command, said, channel, "ask", blobs)
 
     async def collect(self, said: messages.CollectInput, channel: Channel) -> WorkView:
@@ -121,7 +121,7 @@ class Work:
         """The work's result."""
         state = await self._own(said.task_ref, channel, "complete")
         result, blobs = await self._seal(state, said.command_id, "result", said.result)
-        command = decide.CompleteTask(
+        command = commands.CompleteTask(
             id=said.command_id, result=result, is_error=said.is_error, worker=said.worker, attempt=said.attempt
         )
         return await self._said(state, command, said, channel, "complete", blobs)
@@ -130,7 +130,7 @@ class Work:
         """The work's JSON-RPC error."""
         state = await self._own(said.task_ref, channel, "fail")
         error, blobs = await self._seal(state, said.command_id, "error", msgspec.to_builtins(said.error))
-        command = decide.FailTask(
+        command = commands.FailTask(
             id=said.command_id, error=error, code=said.error.code, worker=said.worker, attempt=said.attempt
         )
         return await self._end(state, command, said, channel, "fail", blobs)
@@ -138,7 +138,7 @@ class Work:
     async def stop(self, said: messages.StopTask, channel: Channel) -> WorkView:
         """The work has stopped, as the task's cancellation asked."""
         state = await self._own(said.task_ref, channel, "stop")
-        command = decide.StopTask(id=said.command_id, worker=said.worker, attempt=said.attempt)
+        command = commands.StopTask(id=said.command_id, worker=said.worker, attempt=said.attempt)
         return await self._end(state, command, said, channel, "stop", {})
 
     async def lose(self, said: messages.LoseWorker, channel: Channel) -> WorkView:
@@ -151,8 +151,13 @@ class Work:
         return await self._view(done.state, said, done)
 
     async def renew(self, said: messages.RenewLease, channel: Channel) -> messages.Lease:
-        """A worker is alive: its tasks stay its own for another lease. Not on the trail."""
-        await self._leases.renew(channel.server, said.worker)
+        """A worker is alive: its tasks stay its own for another lease. Not on the trail, unless it is refused."""
+        try:
+            await self._leases.renew(channel.server, said.worker)
+        except RateLimited:
+            by = server_authority(channel, "_", "renew")
+            await self._recorder.denied(by, "work/renew", RateLimited.code, Rule.RATE_LIMITED, "", by.tenant)
+            raise
         for tool, sha256 in said.tools.items():
             self.on_defined(channel, tool, sha256)
         return messages.Lease(lease_ms=self._leases.lease_ms)
@@ -205,7 +210,7 @@ class Work:
             await offer.again(after_s=OTHERS_S)
             return None
         task = state.task
-        command = decide.TakeWork(
+        command = commands.TakeWork(
             id=f"take:{task.attempt + 1}:{said.worker}", worker=said.worker, tool_sha256=said.tools[task.tool]
         )
         try:
@@ -288,7 +293,7 @@ class Work:
     async def _said(  # noqa: PLR0913, PLR0917 - a step and what it is of
         self,
         state: State,
-        command: decide.WorkCommand,
+        command: commands.WorkCommand,
         said: messages.OfWork,
         channel: Channel,
         action: str,
@@ -302,7 +307,7 @@ class Work:
         return await self._view(done.state, said, done)
 
     async def _submit(
-        self, state: State, command: decide.TaskCommand, channel: Channel, action: str, blobs: dict[str, bytes]
+        self, state: State, command: commands.TaskCommand, channel: Channel, action: str, blobs: dict[str, bytes]
     ) -> "Recorded | _Stopped":
         """Go on with the work, if the policy lets it as the creator's authority stands now.
 
@@ -338,17 +343,17 @@ class Work:
             standing=standing,
             decision=authority.decision,
         )
-        cancel = decide.CancelTask(id=f"policy:{cause}", cause=cause)
+        cancel = commands.CancelTask(id=f"policy:{cause}", cause=cause)
         done = await self._ledger.submit(state.tenant, state.task_ref, cancel, enforced)
         if over:
-            stop = decide.StopTask(id=f"policy:{cause}:stopped")
+            stop = commands.StopTask(id=f"policy:{cause}:stopped")
             done = await self._ledger.submit(state.tenant, state.task_ref, stop, enforced)
         return _Stopped(state=done.state, cause=cause)
 
     async def _end(  # noqa: PLR0913, PLR0917 - a step and what it is of
         self,
         state: State,
-        command: decide.WorkCommand,
+        command: commands.WorkCommand,
         said: messages.OfWork,
         channel: Channel,
         action: str,
@@ -400,9 +405,9 @@ class _Stopped(msgspec.Struct, frozen=True, kw_only=True):
     cause: str
 
 
-def _is_lost(command: decide.TaskCommand, state: State) -> bool:
+def _is_lost(command: commands.TaskCommand, state: State) -> bool:
     """Whether a worker says this that the task is lost to: it is refused, whatever the policy says."""
-    return isinstance(command, decide.WorkCommand) and state.task.lost_to(command.worker or "", command.attempt)
+    return isinstance(command, commands.WorkCommand) and state.task.lost_to(command.worker or "", command.attempt)
 
 
 def _commitments(entry: Entry) -> tuple[Commitment, ...]:

@@ -17,15 +17,17 @@ from typing import Any, cast
 
 import msgspec
 
-from tasktrail.events.errors import NotAuthorised, TaskNotFound, TasktrailError
+from tasktrail.events.authority import Binding, identity
+from tasktrail.events.errors import NotAuthorised, RateLimited, TaskNotFound, TasktrailError
 from tasktrail.services import messages, strict_json, wire, wire_2025
+from tasktrail.services.access.asking import stranger
 from tasktrail.services.access.callers import Callers
 from tasktrail.services.access.desk import Desk
 from tasktrail.services.access.rules import Rule
 from tasktrail.services.commands import ENVELOPE_BYTES
 from tasktrail.services.ending import end
 from tasktrail.services.http import endpoint_requests as requests
-from tasktrail.services.http.edge import Receive, Scope, Send
+from tasktrail.services.http.edge import MCP, Receive, Scope, Send
 from tasktrail.services.http.endpoint_requests import NO_SERVER, Asked, Refused, Reply, accepts, answered, read, refused
 from tasktrail.services.http.endpoint_results import Earlier, Message, Messages
 from tasktrail.services.messages import TaskView
@@ -33,7 +35,6 @@ from tasktrail.services.servers import NAME_MAX
 from tasktrail.services.turns import Turns
 from tasktrail.services.wire_2025 import Question
 
-PATH = "/mcp"
 READ_WITHIN_S = 30.0
 """How long a body may take to come."""
 LISTEN = "subscriptions/listen"
@@ -58,9 +59,9 @@ class Endpoint:
         asked: Asked | None = None
         try:
             asked = await self._read(scope, receive)
-            await self._admit(asked)
+            who = await self._admit(asked)
             if asked.method == "tasks/result" and not asked.modern and asked.id is not None:
-                await self._result(asked, receive, send)
+                await self._result(asked, who, receive, send)
                 return
             reply = await self._reply(asked)
         except _GoneError:
@@ -82,23 +83,29 @@ class Endpoint:
             refusal.headers["Allow"] = "POST"
             raise refusal
         server = _server(cast("str", scope["path"]))
-        async with self._turns.taken(_size(scope)):
-            return read(scope, await _body(receive, self._bytes_max), server=server, bytes_max=self._bytes_max)
+        async with self._turns.reading(_size(scope), requests.peer(scope)):
+            body = await _body(receive, self._bytes_max)
+            async with self._turns.taken(len(body)):
+                return read(scope, body, server=server, bytes_max=self._bytes_max)
 
-    async def _admit(self, asked: Asked) -> None:
-        """See that the credential, or that there is none, is not refused outright: 401, and on the trail first."""
-        _, rule = await self._callers.authority(asked.caller, asked.call, asked.channel)
+    async def _admit(self, asked: Asked) -> Binding:
+        """See that the credential, or that there is none, is not refused outright: 401, and on the trail first.
+
+        Returns who calls; anonymous callers are told apart by their address.
+        """
+        authority, rule = await self._callers.authority(asked.caller, asked.call, asked.channel)
+        who = identity(authority) if asked.caller.token else stranger(authority)
         if rule is None or rule is Rule.NOT_CHECKED:
-            return  # the gate says of the latter what there is to say
+            return who  # the gate says of the latter what there is to say
         handle = _handle(asked)
         get = messages.GetTask(caller=asked.caller, call=asked.call, task_id=handle, status_only=True)
         mine = messages.ListTasks(caller=asked.caller, call=asked.call, limit=1)
         try:  # either is refused at the gate for the same reason, and recorded
             await self._desk.carry_out("get" if handle else "list", get if handle else mine, asked.channel)
-        except (TaskNotFound, NotAuthorised):
-            pass
+        except (TaskNotFound, NotAuthorised, RateLimited):
+            pass  # the last one, too: what would help is another token, not to come again
         else:
-            return  # the credential holds by now
+            return who  # the credential holds by now
         presented = bool(asked.caller.token)
         refusal = Refused(NotAuthorised.code, "send a bearer token that is good for tasktrail", status=401)
         refusal.headers["WWW-Authenticate"] = 'Bearer error="invalid_token"' if presented else "Bearer"
@@ -186,10 +193,10 @@ class Endpoint:
         await self._earlier.answer(asked, question)
         return Reply(202)
 
-    async def _result(self, asked: Asked, receive: Receive, send: Send) -> None:
+    async def _result(self, asked: Asked, who: Binding, receive: Receive, send: Send) -> None:
         """`tasks/result`: at once when the task has ended, else as a stream."""
         self._serves_earlier(asked)
-        stream = self._earlier.result(asked)
+        stream = self._earlier.result(asked, who)
         try:
             first = await anext(stream)
             if first is not None:
@@ -209,9 +216,9 @@ class _GoneError(Exception):
 
 def _server(path: str) -> str:
     """The MCP server that a path names."""
-    name = path.removeprefix(PATH).removeprefix("/")
+    name = path.removeprefix(MCP).removeprefix("/")
     if len(name) > NAME_MAX or not name.isprintable() or "/" in name:
-        raise Refused(requests.INVALID_REQUEST, f"POST {PATH}, or {PATH}/ and the name of an MCP server", status=404)
+        raise Refused(requests.INVALID_REQUEST, f"POST {MCP}, or {MCP}/ and the name of an MCP server", status=404)
     return name or NO_SERVER
 
 

@@ -189,15 +189,20 @@ def _caller(headers: Mapping[str, str]) -> Caller:
     return Caller(token=token)
 
 
-def _call(scope: Scope, asked: Asked) -> Call:
+def peer(scope: Scope) -> str:
+    """The address that a request comes from."""
     client = cast("tuple[str, int] | None", scope.get("client"))
+    return client[0] if client else ""
+
+
+def _call(scope: Scope, asked: Asked) -> Call:
     return Call(
         method=asked.method if asked.method in {*_TOLD, _RESPONSE} else "http",
         protocol_version=text(asked.headers.get(VERSION) or asked.meta.get(VERSION_KEY)),
         wire=wire.WIRE if asked.modern else wire_2025.WIRE,
         rpc_id=wire.rpc_id(asked.id),
         traceparent=text(asked.meta.get("traceparent") or asked.headers.get("traceparent")),
-        address=text(client[0] if client else ""),
+        address=text(peer(scope)),
         forwarded_for=text(asked.headers.get("x-forwarded-for")),
     )
 

@@ -7,7 +7,7 @@ everyone is let go when the service stops. A nudge may be lost: everyone looks b
 tasks.
 
     earlier = Earlier(service.desk, service.moved, service.keyring.ref)
-    async for message in earlier.result(asked): …
+    async for message in earlier.result(asked, who): …
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any, TypeAlias, cast
 
+from tasktrail.events.authority import Binding
 from tasktrail.events.errors import InvalidAnswer, TasktrailError, Unavailable
 from tasktrail.projections.current import State
 from tasktrail.services import messages, wire, wire_2025
@@ -48,7 +49,7 @@ class Earlier:
         """`moved`: what is called whenever a task moved, here or elsewhere; it gains one member. `ref`: of a handle."""
         self._desk, self._ref = desk, ref
         self._calls: dict[str, set[_Waiting]] = {}
-        self._waiting: Counter[str] = Counter()
+        self._waiting: Counter[Binding] = Counter()
         self._closing = False
         moved.append(self._moved)
 
@@ -120,8 +121,10 @@ class Earlier:
                 waiting.again(question)
             raise
 
-    async def result(self, asked: Asked) -> Messages:
+    async def result(self, asked: Asked, who: Binding) -> Messages:
         """`tasks/result`: messages for the call's own stream, the last of which is its answer; None: nothing yet.
+
+        `who`: whose call it is.
 
         Raises:
             TasktrailError: before the first message only: the task does not open, or too many wait.
@@ -129,7 +132,7 @@ class Earlier:
         with self._told(self._ref(wire.handle_text(asked.params.get("taskId")))) as waiting:
             view = await self._look(asked)
             if not view.status.terminal:
-                with self._counted(asked):
+                with self._counted(who):
                     yield None
                     async for one in self._while_it_lives(asked, waiting, view):
                         yield one
@@ -184,8 +187,7 @@ class Earlier:
                 self._calls.pop(ref, None)
 
     @contextlib.contextmanager
-    def _counted(self, asked: Asked) -> Generator[None]:
-        who = asked.caller.token or asked.call.address
+    def _counted(self, who: Binding) -> Generator[None]:
         if self._closing or self._waiting[who] >= CALLER_MAX or self._waiting.total() >= WAITING_MAX:
             told = f"at most {CALLER_MAX} calls of a caller wait, {WAITING_MAX} of all: end one, or use tasks/get"
             raise Unavailable(told)

@@ -10,8 +10,10 @@ bounded; refusals are problem+json with the JSON-RPC code to pass on, and `Retry
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from typing import Annotated, Any, NamedTuple, TypeAlias, cast
+import contextlib
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable
+from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import msgspec
 from litestar import MediaType, Request, Response, Router, get, post
@@ -21,27 +23,32 @@ from litestar.middleware import DefineMiddleware
 from litestar.params import HeaderParameter, JSONBody, PathParameter, QueryParameter
 from litestar.response import Stream
 
-from tasktrail.events.errors import InvalidRequest
+from tasktrail.events.errors import InvalidRequest, Unavailable
 from tasktrail.services import strict_json
 from tasktrail.services.access.callers import Channel
+from tasktrail.services.access.claims import digest
 from tasktrail.services.commands import DEPTH_MAX, ENVELOPE_BYTES
 from tasktrail.services.http.app import UnsupportedMediaType, known_parameters
-from tasktrail.services.http.edge import SERVER, Application, Receive, Scope, Send
+from tasktrail.services.http.edge import SERVER, Application, Message, Receive, Scope, Send
 from tasktrail.services.http.ingest_problems import REFUSALS, TooSlow, refuse
 from tasktrail.services.http.tailing import MEDIA_TYPE as EVENT_STREAM
 from tasktrail.services.http.tailing import Tails
 from tasktrail.services.ingesting import ALL_WAITING_MAX, Ingesting, Move
 from tasktrail.services.messages import ACTIONS, CollectInput, Said, WorkView
 from tasktrail.services.servers import Servers
-from tasktrail.services.turns import Turns
+from tasktrail.services.turns import LARGE_BYTES, Turns
 
 WAIT_MAX_S = 60
 READ_WITHIN_S = 10.0
 """How long a body may take to come."""
 
+OF_TOKEN_MAX = ALL_WAITING_MAX // 2
+"""Waiting requests of one token: where it is good for several MCP servers, whose they are is only what it says."""
+
 _KEY_MAX = 128
 _SAID_MAX = 300
 
+_T = TypeVar("_T")
 _Request: TypeAlias = Request[Any, Any, State]
 _Ref: TypeAlias = Annotated[str, PathParameter(pattern="^[a-z2-7]{32}$", description="the task's reference, no id")]
 _Key: TypeAlias = Annotated[
@@ -71,7 +78,13 @@ class _Route(NamedTuple):
 
 
 _ROUTES = (
-    _Route("create", "/tasks", "Make a task for one tool call; it resolves on every replica when this is answered."),
+    _Route(
+        "create",
+        "/tasks",
+        "Make a task for one tool call; it resolves on every replica when this is answered. `call.traceparent` and "
+        "`call.tracestate` (W3C; the latter is not recorded) also link it to the task whose work made the call: work "
+        "hands on the trace id with the first 8 bytes of SHA-256(`run-span`, a zero byte, `task_ref`) as span.",
+    ),
     _Route("get", "/tasks/get", "The task that this id opens for this caller. What is shown is on the trail first."),
     _Route("list", "/tasks/list", "The tasks of this caller, a page of them."),
     _Route("update", "/tasks/update", "Answer a task's requests for input: all answers are taken, or none."),
@@ -103,8 +116,7 @@ class IngestRequest(_Request):
             async with asyncio.timeout(READ_WITHIN_S):
                 body = await self.body()
         except TimeoutError:
-            message = f"the body did not come within {READ_WITHIN_S:g} s"
-            raise TooSlow(message) from None
+            raise _too_slow() from None
         said = strict_json.decode(body, bytes_max=handler.opt["bytes_max"], depth_max=DEPTH_MAX, payloads=True)
         try:
             return msgspec.convert(said, handler.parsed_data_field.annotation)
@@ -113,15 +125,50 @@ class IngestRequest(_Request):
 
 
 class InTurn:
-    """Lets requests with large bodies, or of a length that is not said, take turns."""
+    """Lets requests with large bodies, or of a length that is not said, take turns, once they are there.
 
-    def __init__(self, app: Application, turns: Turns) -> None:
-        self._app, self._turns = app, turns
+    A server whose body comes slowly holds up its own, not those of others.
+    """
+
+    def __init__(self, app: Application, turns: Turns, bytes_max: int) -> None:
+        self._app, self._turns, self._bytes_max = app, turns, bytes_max
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI request."""
-        async with self._turns.taken(_size(scope)):
+        size = _size(scope)
+        if size <= LARGE_BYTES:
             await self._app(scope, receive, send)
+            return
+        async with self._turns.reading(size, scope.get(SERVER)):
+            receive = await _ahead(receive, self._bytes_max)
+            async with self._turns.taken(size):
+                await self._app(scope, receive, send)
+
+
+async def _ahead(receive: Receive, bytes_max: int) -> Receive:
+    """The same, with the body read already, as far as it is not too large.
+
+    Raises:
+        TooSlow: it did not come within `READ_WITHIN_S`.
+    """
+    parts: deque[Message] = deque()
+    left, more = bytes_max, True
+    try:
+        async with asyncio.timeout(READ_WITHIN_S):
+            while more and left >= 0:
+                parts.append(await receive())
+                left, more = left - len(parts[-1].get("body", b"")), parts[-1].get("more_body", False)
+    except TimeoutError:
+        raise _too_slow() from None
+
+    async def again() -> Message:
+        return parts.popleft() if parts else await receive()
+
+    return again
+
+
+def _too_slow() -> TooSlow:
+    return TooSlow(f"the body did not come within {READ_WITHIN_S:g} s")
 
 
 def _size(scope: Scope) -> int:
@@ -136,19 +183,19 @@ def _size(scope: Scope) -> int:
 
 def router(ingesting: Ingesting, *, payload_max_bytes: int) -> Router:
     """All routes, for an application whose edge admits MCP servers."""
-    bytes_max = payload_max_bytes + ENVELOPE_BYTES
+    bytes_max, waiting = payload_max_bytes + ENVELOPE_BYTES, _Waiting()
     return Router(
         "/ingest/v1",
         route_handlers=[
             *(_posting(one, ingesting) for one in _ROUTES if one.action in ACTIONS),
-            _collecting(ingesting),
-            *_following(ingesting),
+            _collecting(ingesting, waiting),
+            *_following(ingesting, waiting),
         ],
         request_class=IngestRequest,
         request_max_body_size=bytes_max,
         opt={"bytes_max": bytes_max},
         before_request=known_parameters,
-        middleware=[DefineMiddleware(cast("Any", InTurn), turns=Turns())],
+        middleware=[DefineMiddleware(cast("Any", InTurn), turns=Turns(), bytes_max=bytes_max)],
         exception_handlers={Exception: refuse},
         security=[{"server": []}],
         tags=["ingest"],
@@ -210,7 +257,40 @@ def _default(field: msgspec.structs.FieldInfo) -> Any:  # noqa: ANN401 - the fie
     return msgspec.field(default_factory=field.default_factory)
 
 
-def _collecting(ingesting: Ingesting) -> HTTPRouteHandler:
+class _Waiting:
+    """Counts the requests that wait, by the token that they came with."""
+
+    def __init__(self) -> None:
+        self._of: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def one(self, request: _Request) -> Generator[None]:
+        """One more.
+
+        Raises:
+            Unavailable: as many of this token wait already.
+        """
+        token = digest(request.headers.get("authorization", "").partition(" ")[2].strip())
+        if self._of[token] >= OF_TOKEN_MAX:
+            message = f"{OF_TOKEN_MAX} requests with this token wait already; end one, or follow all tasks by one"
+            raise Unavailable(message)
+        self._of[token] += 1
+        try:
+            yield
+        finally:
+            self._of[token] -= 1
+            if not self._of[token]:
+                del self._of[token]
+
+    async def following(self, request: _Request, stream: AsyncGenerator[_T]) -> AsyncGenerator[_T]:
+        """The same stream, counted until it ends."""
+        with self.one(request):
+            async with contextlib.aclosing(stream):
+                async for one in stream:
+                    yield one
+
+
+def _collecting(ingesting: Ingesting, waiting: _Waiting) -> HTTPRouteHandler:
     @get("/work/{ref:str}", operation_id="collect", summary="collect", responses=REFUSALS)
     async def collect(  # noqa: PLR0913, PLR0917 - one for each documented parameter
         request: _Request, ref: _Ref, worker: _Worker = "", attempt: _Attempt = 0, after: _After = 0, wait: _Wait = 0
@@ -219,12 +299,13 @@ def _collecting(ingesting: Ingesting) -> HTTPRouteHandler:
         has moved beyond `after`, or no work is wanted any more, at the latest after `wait` seconds.
         """  # noqa: D205 - one paragraph of the OpenAPI document
         said = CollectInput(task_ref=ref, worker=worker, attempt=attempt)
-        return await ingesting.collected(said, _channel(request), after=after, wait_s=wait)
+        with waiting.one(request) if wait else contextlib.nullcontext():
+            return await ingesting.collected(said, _channel(request), after=after, wait_s=wait)
 
     return collect
 
 
-def _following(ingesting: Ingesting) -> list[HTTPRouteHandler]:
+def _following(ingesting: Ingesting, waiting: _Waiting) -> list[HTTPRouteHandler]:
     views = Tails(tails_max=ALL_WAITING_MAX, events=_told_view)
     moves = Tails(tails_max=ALL_WAITING_MAX, events=_told_moves)
 
@@ -243,7 +324,7 @@ def _following(ingesting: Ingesting) -> list[HTTPRouteHandler]:
         when there is nothing beyond `Last-Event-ID` and there will not be.
         """  # noqa: D205 - one paragraph of the OpenAPI document
         said = CollectInput(task_ref=ref, worker=worker, attempt=attempt)
-        following = ingesting.views(said, _channel(request))
+        following = waiting.following(request, ingesting.views(said, _channel(request)))
         first = await anext(following)
         seen = last_event_id is not None and first.seq <= last_event_id
         if seen and not first.live:
@@ -262,7 +343,7 @@ def _following(ingesting: Ingesting) -> list[HTTPRouteHandler]:
         """One stream for all tasks of this MCP server: that one of them moved, without any payload. A move may be
         lost; look at what is waited for by yourself, too, now and then.
         """  # noqa: D205 - one paragraph of the OpenAPI document
-        following = ingesting.moves(_channel(request))
+        following = waiting.following(request, ingesting.moves(_channel(request)))
         first = await anext(following)
         return Stream(await moves.open(lambda: _ready(following, first)), media_type=EVENT_STREAM)
 

@@ -59,7 +59,7 @@ CREATE TABLE entries (
     protocol_version VARCHAR,
     traceparent VARCHAR,
     created_by VARCHAR,
-    body BLOB NOT NULL
+    body BLOB NOT NULL USING COMPRESSION zstd
 );
 COMMENT ON TABLE entries IS 'Every accepted entry, in the order of the stream: its place, its authority, its bytes';
 COMMENT ON COLUMN entries.kind IS 'task, access, denied, control or governance: which subject it stands on';

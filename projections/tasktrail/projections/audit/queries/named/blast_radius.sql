@@ -56,10 +56,9 @@ of_grant AS (
     FROM tasks
     WHERE task_ref IN (
         SELECT task_ref
-        FROM notable
-        WHERE type = 'GrantGiven' AND $sub::VARCHAR IS NOT NULL AND stream_seq <= $as_of
-            AND json_extract_string(payload, '$.to.sub') = $sub
-            AND ($iss::VARCHAR IS NULL OR json_extract_string(payload, '$.to.iss') = $iss)
+        FROM grants
+        WHERE to_sub = $sub AND stream_seq <= $as_of
+            AND ($iss::VARCHAR IS NULL OR to_iss = $iss)
             AND ($tenant::VARCHAR IS NULL OR tenant = $tenant)
     )
 ),

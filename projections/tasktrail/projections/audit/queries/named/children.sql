@@ -2,7 +2,8 @@
 --
 -- One row for each task, in the order of their creation; stream_seq, entry_id and leaf_sha256 are those of its creation.
 -- depth: 1 for the work of the task itself. parent_level says how far a link is proved: asserted, an MCP server named the
--- parent; claimed, the caller's trace context (W3C traceparent, tracestate) did. Who sends no trace context is not linked.
+-- parent by a handle that opens for the caller; claimed, the caller's trace context (W3C traceparent, tracestate) did. Who
+-- sends no trace context is not linked.
 -- $task ref required: the task's reference
 WITH RECURSIVE line AS (
     SELECT stream_seq, task_ref, action AS parent, payload, 1 AS depth

@@ -1,0 +1,54 @@
+/**
+ * Clients of the official TypeScript SDK, each with an MCP server of its own as child process, told what to do by JSON
+ * lines on standard input: `{"id", "op", "name", …}` is answered by `{"id", "ok"}` or `{"id", "error": {code, message}}`.
+ */
+import { createInterface } from "node:readline";
+import { Client } from "@modelcontextprotocol/sdk/client/index.js";
+import { StdioClientTransport } from "@modelcontextprotocol/sdk/client/stdio.js";
+import { CallToolResultSchema, CreateTaskResultSchema, type McpError } from "@modelcontextprotocol/sdk/types.js";
+
+type Said = { id: number; op: string; name: string; file?: string; quarter?: string; task?: string };
+
+const clients = new Map<string, Client>();
+
+async function open(name: string, file: string): Promise<number | null> {
+  const env = process.env as Record<string, string>;
+  const transport = new StdioClientTransport({ command: process.execPath, args: [file], env, stderr: "inherit" });
+  const client = new Client({ name, version: "1" });
+  await client.connect(transport);
+  await client.listTools(); // the SDK's client learns there which tools are tasks
+  clients.set(name, client);
+  return transport.pid;
+}
+
+async function done({ op, name, file = "", quarter, task = "" }: Said): Promise<unknown> {
+  if (op === "open") return open(name, file);
+  const client = clients.get(name)!;
+  const tasks = client.experimental.tasks;
+  switch (op) {
+    case "call": {
+      const params = { name: "report", arguments: { quarter }, task: { ttl: 60_000 } };
+      return (await client.request({ method: "tools/call", params }, CreateTaskResultSchema)).task;
+    }
+    case "get":
+      return tasks.getTask(task);
+    case "result":
+      return tasks.getTaskResult(task, CallToolResultSchema);
+    case "cancel":
+      return tasks.cancelTask(task);
+    case "list":
+      return tasks.listTasks();
+    default:
+      throw new Error(op);
+  }
+}
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const said = JSON.parse(line) as Said;
+  const answer = done(said).then(
+    (ok) => ({ ok }),
+    ({ code, message }: McpError) => ({ error: { code, message } }),
+  );
+  void answer.then((told) => console.log(JSON.stringify({ id: said.id, ...told })));
+}
+await Promise.all([...clients.values()].map((client) => client.close()));
