@@ -69,6 +69,7 @@ def loaded(path: Path, trail: Trail) -> AuditStore:
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Transactions of a few entries, so that there are many."""
     monkeypatch.setattr(loading, "SIZE", 37)
+    monkeypatch.setattr(loading, "BATCH", 11)
 
 
 @pytest.mark.requirement("T6")

@@ -1,18 +1,17 @@
 # pyright: reportUnknownParameterType=false
 # pyarrow has no annotations.
-"""The rows of one large transaction of the audit store, by columns, and how they get into it.
+"""Rows of many messages by columns, and how they get into the audit store.
 
-Guarantees: what is inserted is what `read` gave, table by table; a task that is created and changed within the batch is
-inserted once, as it is at its end. `size` and `bytes` say when it is large enough. Needs pyarrow, which only a load
-does: DuckDB takes its columns as they are.
+Guarantees: what is inserted is what `read` gave, table by table. `size` and `bytes` say when a batch is large enough.
+Needs pyarrow, which only a load does: DuckDB takes its columns as they are.
 
     batch = Batch(after=position)
-    batch.take(read(messages, after=batch.last_seq, known=known))
+    batch.take(read(messages, after=position, known=known, plainly=True))
     batch.insert(cursor)
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from itertools import accumulate
 from types import MappingProxyType, NoneType, UnionType
@@ -79,44 +78,49 @@ _READ = frozenset({"plain_entries", "plain_events"})
 
 
 class Batch:
-    """Rows of the messages after a sequence. `created` and `changed` hold the last row of each task they touched."""
+    """Rows of the messages after a sequence, but for those of `tasks`."""
 
     def __init__(self, after: int) -> None:
-        self._after = self.last_seq = after
+        self._after = after
         self.size = 0
         """How many entries are in it."""
         self.bytes = 0
         """How many bytes these have."""
-        self.created: dict[str, TaskRow] = {}
-        self.changed: dict[str, TaskRow] = {}
         self._tables: dict[str, list[pa.RecordBatch]] = {table: [] for table in _SCHEMAS if table != "tasks"}
 
-    def take(self, rows: Rows) -> None:
-        """Add what the next messages came to."""
+    def take(self, rows: Rows) -> tuple[int, int]:
+        """Add what the next messages came to; how many entries these are, and their bytes."""
         for table, batches in self._tables.items():
             some = getattr(rows, table)
             if some:
                 batches.append(_columns(table, some))
-        self.created |= rows.created
-        for ref, row in rows.changed.items():
-            (self.created if ref in self.created else self.changed)[ref] = row
-        self.size += len(rows.entries) + len(rows.plain_entries)
-        self.bytes += sum(len(one.body) for one in rows.entries) + sum(len(one.body) for one in rows.plain_entries)
-        self.last_seq = rows.last_seq
+        size = len(rows.entries) + len(rows.plain_entries)
+        length = sum(len(one.body) for one in rows.entries) + sum(len(one.body) for one in rows.plain_entries)
+        self.size += size
+        self.bytes += length
+        return size, length
 
     def insert(self, cursor: duckdb.DuckDBPyConnection) -> None:
-        """Insert all but the changed tasks, within a transaction; the rows are gone from here then."""
-        created = [msgspec.structs.astuple(row) for row in self.created.values()]
-        left = {"tasks": [_columns("tasks", created)] if created else [], **self._tables}
-        self._tables.clear()
-        while left:
-            table, batches = left.popitem()
-            if batches:
-                cursor.register("given", pa.Table.from_batches(batches))
-                try:
-                    cursor.execute(sql(table) if table in _READ else f"INSERT INTO {table} BY NAME FROM given")
-                finally:
-                    cursor.unregister("given")
+        """Insert all, within a transaction; the rows are gone from here then."""
+        while self._tables:
+            table, batches = self._tables.popitem()
+            _insert(cursor, table, batches)
         cursor.execute(sql("notable_after"), {"after": self._after, "types": sorted(NOTABLE)})
         cursor.execute(sql("service_events_after"), {"after": self._after})
         cursor.execute(sql("grants_after"), {"after": self._after})
+
+
+def insert_tasks(cursor: duckdb.DuckDBPyConnection, rows: Iterable[TaskRow]) -> None:
+    """Insert tasks that are not there."""
+    given = [msgspec.structs.astuple(row) for row in rows]
+    _insert(cursor, "tasks", [_columns("tasks", given)] if given else [])
+
+
+def _insert(cursor: duckdb.DuckDBPyConnection, table: str, batches: list[pa.RecordBatch]) -> None:
+    if not batches:
+        return
+    cursor.register("given", pa.Table.from_batches(batches))
+    try:
+        cursor.execute(sql(table) if table in _READ else f"INSERT INTO {table} BY NAME FROM given")
+    finally:
+        cursor.unregister("given")

@@ -1,16 +1,20 @@
 """Loading many messages into an audit store at once: read on while the ones before are being written.
 
 Guarantees: as `AuditStore.append`, with transactions of `SIZE` entries or `BYTES`, which DuckDB writes to the file
-itself and not to the log before it; what was handed over last is in the store when the block ends. Memory is that of
-two such transactions. Python reads (it decodes, checks chains, folds tasks) while DuckDB, in a thread, compresses.
+itself and not to the log before it. After one that fails none is made. What was handed over last is in the store when
+the block ends, and nothing of the last transaction is when the block raises. Python reads (it decodes, checks chains,
+folds tasks) while DuckDB, in a thread, reads the rest of plain entries, and compresses; a few batches wait in between.
 
     with store.loading() as load:
         load(messages)
 """
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from queue import Queue
+from typing import NamedTuple
 
 from tasktrail.projections.audit.batch import Batch
 from tasktrail.projections.audit.columns import Message
@@ -21,20 +25,50 @@ SIZE = 122_880
 """Entries of a transaction: a row group of DuckDB's."""
 BYTES = 192 * 1024 * 1024
 """Bytes of entries after which a transaction ends earlier."""
-_CHUNK = 12_000
+BATCH = 40_960
+"""Entries that are inserted at once: each batch waits dozens of times for Python to let go of its lock, 5 ms each."""
+BATCH_BYTES = 64 * 1024 * 1024
+WAITING = 2
+"""Batches that wait to be written, at most."""
+
+
+class Tasks:
+    """The last row of each task that a transaction touched, and the sequence it ends at."""
+
+    def __init__(self) -> None:
+        self.created: dict[str, TaskRow] = {}
+        self.changed: dict[str, TaskRow] = {}
+        self.last_seq = 0
+
+
+class Transaction(NamedTuple):
+    """What one is made of. `tasks` is whole only when there are no more `batches`."""
+
+    batches: Iterator[Batch]
+    tasks: Tasks
+
+
+class _Abandoned(Exception):
+    """The block that was loading has raised."""
+
 
 Lookup = Callable[[Sequence[str]], Mapping[str, TaskRow]]
 """The rows that the store has of the tasks with these references."""
 
 
 class Loading:
-    """One load. `write` makes a batch a transaction; it is called in a thread, one call at a time."""
+    """One load. `write` carries a transaction out; it is called in a thread, one call at a time."""
 
-    def __init__(self, after: int, lookup: Lookup, write: Callable[[Batch], None]) -> None:
+    def __init__(self, after: int, lookup: Lookup, write: Callable[[Transaction], None]) -> None:
         self._lookup, self._write = lookup, write
+        self._last_seq = after
         self._batch = Batch(after)
-        self._before = Batch(after)
-        self._writing: Future[None] | None = None
+        self._size = self._bytes = 0
+        self._tasks, self._before = Tasks(), Tasks()
+        self._queue: Queue[Batch | type[_Abandoned] | None] = Queue(WAITING)
+        self._open: Future[None] | None = None
+        self._ending: Future[None] | None = None
+        self._failed = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="audit-load")
 
     def take(self, messages: Sequence[Message]) -> None:
@@ -44,11 +78,11 @@ class Loading:
             AuditStoreError: some that were given before were not written.
         """
         while messages:
-            some = min(_CHUNK, SIZE - self._batch.size)
+            some = min(BATCH, SIZE - self._size)
             self._read(messages[:some])
             messages = messages[some:]
-            if self._batch.size >= SIZE or self._batch.bytes >= BYTES:
-                self._hand_over()
+            if self._size >= SIZE or self._bytes >= BYTES:
+                self._end()
 
     def _read(self, messages: Sequence[Message]) -> None:
         """Read some messages. Nothing of them is in a cycle: looking for one among their rows took a seventh of it."""
@@ -59,9 +93,12 @@ class Loading:
         finally:
             if collecting:
                 gc.enable()
+        if self._batch.size >= BATCH or self._batch.bytes >= BATCH_BYTES:
+            self._hand_over()
 
     def _take(self, messages: Sequence[Message]) -> None:
-        held = (self._batch.changed, self._batch.created, self._before.changed, self._before.created)
+        tasks, before = self._tasks, self._before
+        held = (tasks.changed, tasks.created, before.changed, before.created)
         known: dict[str, TaskRow] = {}
         unknown: list[str] = []
         for ref in refs_of(messages):
@@ -71,25 +108,65 @@ class Loading:
             else:
                 known[ref] = row
         known |= self._lookup(unknown)
-        self._batch.take(read(messages, after=self._batch.last_seq, known=known, plainly=True))
+        rows = read(messages, after=self._last_seq, known=known, plainly=True)
+        entries, size = self._batch.take(rows)
+        self._size += entries
+        self._bytes += size
+        tasks.created |= rows.created
+        for ref, row in rows.changed.items():
+            (tasks.created if ref in tasks.created else tasks.changed)[ref] = row
+        self._last_seq = tasks.last_seq = rows.last_seq
 
     def _hand_over(self) -> None:
-        """Have the batch written, and begin the next."""
+        """Have the batch written, in the transaction that is open, or in a new one."""
+        if self._open is None:
+            self._open = self._thread.submit(self._transact, Transaction(self._batches(), self._tasks))
+        elif self._open.done():
+            self._open.result()
+        batch, self._batch = self._batch, Batch(self._last_seq)
+        self._queue.put(batch)
+
+    def _transact(self, transaction: Transaction) -> None:
+        """In the thread: one transaction, unless one before it failed; what was meant for it is taken all the same."""
+        try:
+            if not self._failed:
+                self._write(transaction)
+        except BaseException:
+            self._failed = True
+            raise
+        finally:
+            with suppress(_Abandoned):
+                for _ in transaction.batches:
+                    pass
+
+    def _batches(self) -> Iterator[Batch]:
+        while (batch := self._queue.get()) is not None:
+            if not isinstance(batch, Batch):
+                raise _Abandoned
+            yield batch
+
+    def _end(self) -> None:
+        """End the transaction, and see that the one before is committed: its tasks are looked up from now on."""
+        self._hand_over()
+        self._queue.put(None)
         self._settle()
-        self._before, self._batch = self._batch, Batch(self._batch.last_seq)
-        self._writing = self._thread.submit(self._write, self._before)
+        self._open, self._ending = None, self._open
+        self._tasks, self._before = Tasks(), self._tasks
+        self._size = self._bytes = 0
 
     def _settle(self) -> None:
-        """Wait for what is being written."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        """Wait for the transaction that is being committed."""
+        ending, self._ending = self._ending, None
+        if ending is not None:
+            ending.result()
 
     def finish(self) -> None:
         """Write what is left. Raises AuditStoreError: not all was written."""
-        self._hand_over()
+        self._end()
         self._settle()
 
     def close(self) -> None:
-        """End the thread, after what it is at."""
+        """End the thread; a transaction that is open is given up."""
+        if self._open is not None:
+            self._queue.put(_Abandoned)
         self._thread.shutdown()

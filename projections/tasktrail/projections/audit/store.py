@@ -40,7 +40,7 @@ from tasktrail.projections.audit.task_rows import CHANGING, TaskRow
 from tasktrail.projections.audit.timeline import Step, TaskShown, Timeline
 
 if TYPE_CHECKING:
-    from tasktrail.projections.audit.batch import Batch
+    from tasktrail.projections.audit.loading import Transaction
 
 STEPS_MAX = 100_000
 TASKS_MAX = 10_000
@@ -268,13 +268,18 @@ class AuditStore:
             with suppress(duckdb.Error):
                 self._writer.execute("RESET threads")
 
-    def _load(self, batch: "Batch") -> None:
-        """Everything of a batch and the position after it, in one transaction; nothing when it holds no message."""
-        if batch.last_seq > self._position.last_seq:
-            with self._writing() as writer:
+    def _load(self, transaction: "Transaction") -> None:
+        """One transaction of a load; nothing when it holds no message."""
+        from tasktrail.projections.audit.batch import insert_tasks  # noqa: PLC0415 - as above
+
+        tasks = transaction.tasks
+        with self._writing() as writer:
+            for batch in transaction.batches:
                 batch.insert(writer)
-                self._finish(batch.changed.values(), batch.last_seq)
-        self._settle(batch.last_seq, batch.created, batch.changed)
+            if tasks.last_seq > self._position.last_seq:
+                insert_tasks(writer, tasks.created.values())
+                self._finish(tasks.changed.values(), tasks.last_seq)
+        self._settle(max(tasks.last_seq, self._position.last_seq), tasks.created, tasks.changed)
 
     @contextmanager
     def _writing(self) -> Generator[duckdb.DuckDBPyConnection]:
