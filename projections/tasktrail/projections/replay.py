@@ -31,6 +31,7 @@ from tasktrail.projections.audit.rows import RejectedRow, Rows, read
 from tasktrail.projections.audit.task_rows import TaskRow
 from tasktrail.projections.audit.timeline import Step
 from tasktrail.projections.current import State
+from tasktrail.projections.uncollected import uncollected
 
 PAUSE_MAX_MS = 5_000
 """The longest that a step keeps the next one waiting, however long nothing happened."""
@@ -59,6 +60,10 @@ class Replay:
 
     def take(self, messages: Iterable[Message]) -> None:
         """Read on; messages up to `position` are passed over."""
+        with uncollected():
+            self._take(messages)
+
+    def _take(self, messages: Iterable[Message]) -> None:
         for message in messages:
             seq, subject = message.stream_seq, message.subject
             if seq <= self.position:

@@ -9,7 +9,6 @@ folds tasks) while DuckDB, in a thread, reads the rest of plain entries, and com
         load(messages)
 """
 
-import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -20,6 +19,7 @@ from tasktrail.projections.audit.batch import Batch
 from tasktrail.projections.audit.columns import Message
 from tasktrail.projections.audit.rows import read, refs_of
 from tasktrail.projections.audit.task_rows import TaskRow
+from tasktrail.projections.uncollected import uncollected
 
 SIZE = 122_880
 """Entries of a transaction: a row group of DuckDB's."""
@@ -85,14 +85,8 @@ class Loading:
                 self._end()
 
     def _read(self, messages: Sequence[Message]) -> None:
-        """Read some messages. Nothing of them is in a cycle: looking for one among their rows took a seventh of it."""
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
+        with uncollected():
             self._take(messages)
-        finally:
-            if collecting:
-                gc.enable()
         if self._batch.size >= BATCH or self._batch.bytes >= BATCH_BYTES:
             self._hand_over()
 

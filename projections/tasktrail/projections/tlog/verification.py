@@ -22,6 +22,7 @@ from tasktrail.projections.tlog.chains import CONTROL, Chains, Signatures, ref_o
 from tasktrail.projections.tlog.findings import FINDINGS_MAX, Finding, Kind, Verdict, in_order
 from tasktrail.projections.tlog.judgement import Evidence, Foreign, Known, judge
 from tasktrail.projections.tlog.merkle import EMPTY_ROOT, Frontier, gap_record, leaf
+from tasktrail.projections.uncollected import uncollected
 
 __all__ = ["FINDINGS_MAX", "Finding", "Kind", "Known", "Tree", "Verdict", "Verification"]
 
@@ -96,7 +97,11 @@ class Verification:
 
     def take(self, messages: Iterable[Message]) -> None:
         """Take the next messages of the stream, in its order."""
-        some, at = list(messages), 0
+        with uncollected():
+            self._take(list(messages))
+
+    def _take(self, some: list[Message]) -> None:
+        at = 0
         while at < len(some):
             index = self.size + len(self._batch)
             missing = some[at].stream_seq - index - 1
