@@ -99,3 +99,24 @@ def test_the_adapters_load_no_service_machinery() -> None:
     ran = run(sys.executable, "-c", IMPORT_ALL, "tasktrail.mcp", path=())
     assert ran.returncode == 0, ran.stderr
     assert SERVICE_MACHINERY & set(ran.stdout.split()) == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("extension", "the official MCP SDK v2: install tasktrail[mcp] (No module named 'mcp')"),
+        ("fastmcp", "FastMCP 4: install tasktrail[fastmcp] (No module named 'fastmcp')"),
+        ("task_store", "the official MCP SDK v1: install tasktrail[mcp-v1] (No module named 'mcp')"),
+    ],
+)
+def test_an_adapter_without_its_extra_names_it(tmp_path: Path, module: str, said: str) -> None:
+    """Design section 4: each adapter is an extra of its own, so whoever imports one in a base install lacks it."""
+    ran = run(sys.executable, "-S", "-c", f"import tasktrail.mcp.{module}", path=only(tmp_path, "msgspec", "nats"))
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1] == f"ModuleNotFoundError: tasktrail.mcp.{module} needs {said}"
+
+
+def test_an_adapter_beside_another_version_of_its_sdk_names_its_extra() -> None:
+    """The environment of the tests has the SDK v2."""
+    ran = run(sys.executable, "-c", "import tasktrail.mcp.task_store", path=())
+    assert "tasktrail.mcp.task_store needs the official MCP SDK v1: install tasktrail[mcp-v1] (" in ran.stderr

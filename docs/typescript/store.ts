@@ -4,7 +4,7 @@
  *
  * One lease stands for all tasks that this process works on, and is renewed while there are any. When the process is
  * lost they fail, or are begun again by another, as `tools` says. Work that nobody wants any more (cancelled, expired,
- * revoked, lost) has its signal aborted; what it still says is refused.
+ * revoked, lost) has its signal aborted; what it still says is said for its own attempt, and refused.
  */
 import { AsyncLocalStorage } from "node:async_hooks";
 import { randomUUID } from "node:crypto";
@@ -43,11 +43,12 @@ export class TasktrailStore implements TaskStore {
   readonly caller = new AsyncLocalStorage<Schemas["Caller"]>();
   readonly #worker = randomUUID();
   readonly #works = new Map<string, Work>();
-  readonly #refs = new Map<string, string>();
+  readonly #begun = new Map<string, Work>();
   readonly #closed = new AbortController();
   readonly #tools: Record<string, Tool>;
   readonly #api;
   #awake?: AbortController;
+  #lease_ms?: number;
 
   constructor(url: string, token: string, server: string, tools: Record<string, Tool> = {}) {
     const headers = { Authorization: `Bearer ${token}`, "Tasktrail-Server": server };
@@ -90,8 +91,8 @@ export class TasktrailStore implements TaskStore {
         },
       }),
     );
-    this.#refs.set(made.task_id, made.task_ref);
-    this.#begin(made.task_ref, 1, made.created_at_ms + made.ttl_ms);
+    const work = this.#begin(made.task_ref, FIRST, made.created_at_ms + made.ttl_ms);
+    if (work) this.#begun.set(made.task_id, work);
     return task(made);
   }
 
@@ -140,7 +141,7 @@ export class TasktrailStore implements TaskStore {
    * so that its client is told. Its signal is aborted once nobody wants it any more, whoever decided that.
    */
   async run(taskId: string, does: Does, into: Storing = this): Promise<void> {
-    const work = this.#works.get(this.#refs.get(taskId) ?? "");
+    const work = this.#begun.get(taskId);
     if (work) await this.#do(work, does, (result, status) => into.storeTaskResult(taskId, status, result));
   }
 
@@ -149,7 +150,8 @@ export class TasktrailStore implements TaskStore {
     const work = await this.#work(taskId);
     const body = { ...this.#asked("tasks/cancel"), task_id: taskId };
     taken(await this.#api.POST("/ingest/v1/tasks/cancel", { params: key(), body }));
-    if (this.#works.has(work.ref)) await this.#look(work);
+    const own = this.#works.get(work.ref);
+    if (own) await this.#look(own);
     const path = { ref: work.ref };
     for (let after = 0, end = Date.now() + 15_000; ;) {
       const query = { after, wait: 5 };
@@ -160,12 +162,17 @@ export class TasktrailStore implements TaskStore {
     }
   }
 
-  #begin(ref: string, attempt: number, until: number): Work {
+  /** Work that this process does from now on; an earlier attempt at it here was lost. None when this one was. */
+  #begin(ref: string, attempt: number, until: number): Work | undefined {
+    const other = this.#works.get(ref);
+    if (other && other.attempt > attempt) return undefined;
+    if (other) this.#forget(other);
     const work = { ref, attempt, until, stop: new AbortController() };
     this.#works.set(ref, work);
     if (!this.#awake) {
       this.#awake = new AbortController();
       void this.#renew(this.#awake.signal);
+      void this.#watch(this.#awake.signal);
       void this.#listen(this.#awake.signal);
     }
     return work;
@@ -175,7 +182,7 @@ export class TasktrailStore implements TaskStore {
   #forget(work: Work): boolean {
     if (this.#works.get(work.ref) !== work) return false;
     this.#works.delete(work.ref);
-    for (const [id, ref] of this.#refs) if (ref === work.ref) this.#refs.delete(id);
+    for (const [id, begun] of this.#begun) if (begun === work) this.#begun.delete(id);
     work.stop.abort();
     if (this.#works.size === 0) {
       this.#awake?.abort();
@@ -226,22 +233,38 @@ export class TasktrailStore implements TaskStore {
     }
   }
 
-  /** Keeps this process's lease while it works; looks at its tasks as well, since a move may not be heard. */
+  /**
+   * Keeps this process's lease while it works. A third of the lease after the last renewal comes the next; one that is
+   * not answered within a sixth has failed, and is soon followed by another: one or two may get lost.
+   */
   async #renew(awake: AbortSignal): Promise<void> {
-    for (let every = 1000; !awake.aborted; await pause(every, null, { ref: false, signal: awake }).catch(() => {})) {
+    for (let why = ""; !awake.aborted; ) {
+      const lease_ms = this.#lease_ms ?? 30_000;
+      let next = Math.min(1000, lease_ms / 12);
       try {
-        every =
-          taken(await this.#api.POST("/ingest/v1/workers/renew", { body: { worker: this.#worker } })).lease_ms / 3;
-        for (const work of this.#works.values()) await this.#look(work);
+        const signal = AbortSignal.any([awake, AbortSignal.timeout(Math.ceil(lease_ms / 6))]);
+        const body = { worker: this.#worker };
+        this.#lease_ms = taken(await this.#api.POST("/ingest/v1/workers/renew", { body, signal, fetch })).lease_ms;
+        next = this.#lease_ms / 3;
+        why = "";
       } catch (error) {
-        console.error(`tasktrail: ${error}`);
+        if (`${error}` !== why && !awake.aborted) console.error(`tasktrail: the lease was not renewed: ${error}`);
+        why = `${error}`;
       }
+      await rest(next, awake);
     }
+  }
+
+  /** Looks at this process's tasks from time to time, since a move may not be heard. */
+  async #watch(awake: AbortSignal): Promise<void> {
+    for (; !awake.aborted; await rest((this.#lease_ms ?? 3000) / 3, awake))
+      for (const work of this.#works.values())
+        await this.#look(work).catch((error) => console.error(`tasktrail: ${error}`));
   }
 
   /** Looks at a task of this process's as soon as somebody moved it. */
   async #listen(awake: AbortSignal): Promise<void> {
-    for (; !awake.aborted; await pause(1000, null, { ref: false, signal: awake }).catch(() => {})) {
+    for (; !awake.aborted; await rest(1000, awake)) {
       try {
         const stream = await this.#api.GET("/ingest/v1/moves", { parseAs: "stream", signal: awake });
         let text = "";
@@ -285,7 +308,7 @@ export class TasktrailStore implements TaskStore {
   async #again({ task_ref, attempt, created_at_ms, ttl_ms, tool, arguments: args }: Schemas["Order"]): Promise<void> {
     const work = this.#begin(task_ref, attempt, created_at_ms + ttl_ms);
     const rerun = this.#tools[tool]?.rerun;
-    if (rerun)
+    if (work && rerun)
       await this.#do(work, (unwanted, ask) => rerun(args as never, unwanted, ask), this.#complete.bind(this, work));
   }
 
@@ -294,10 +317,13 @@ export class TasktrailStore implements TaskStore {
     try {
       result = await does(work.stop.signal, this.#ask.bind(this, work));
     } catch (error) {
+      if (work.stop.signal.aborted) return;
       result = { content: [{ type: "text", text: `${error}` }], isError: true };
     }
-    if (work.stop.signal.aborted) return;
-    await store(result, result.isError ? "failed" : "completed").catch((error) => console.error(`tasktrail: ${error}`));
+    const unwanted = work.stop.signal.aborted;
+    if (unwanted && work.ending) return; // it said that it stopped
+    const say: Stores = unwanted ? this.#complete.bind(this, work) : store;
+    await say(result, result.isError ? "failed" : "completed").catch((error) => console.error(`tasktrail: ${error}`));
   }
 
   async #ask(work: Work, method: string, params: unknown): Promise<unknown> {
@@ -322,13 +348,16 @@ export class TasktrailStore implements TaskStore {
     return answer.response.status === 404 ? null : taken(answer);
   }
 
-  /** The work on a task: another process's may be read of here, and what is said for it is refused. */
+  /**
+   * The work on a task. Of another process's, or another attempt's, may be read here, and what is said for it is
+   * refused: whoever knows a task by its id can only have begun it first.
+   */
   async #work(taskId: string): Promise<Work> {
-    const own = this.#works.get(this.#refs.get(taskId) ?? "");
+    const own = this.#begun.get(taskId);
     if (own) return own;
     const view = await this.#view(taskId, "tasks/get", true);
     if (!view) throw new McpError(ErrorCode.InvalidParams, "Task not found");
-    return { ref: view.task_ref, attempt: 0, until: view.created_at_ms + view.ttl_ms, stop: new AbortController() };
+    return { ref: view.task_ref, attempt: FIRST, until: view.created_at_ms + view.ttl_ms, stop: new AbortController() };
   }
 
   #asked(method: string, id?: RequestId) {
@@ -347,7 +376,11 @@ type Storing = Pick<RequestTaskStore, "storeTaskResult">;
 type Stores = (result: CallToolResult, status: "completed" | "failed") => Promise<void>;
 type By = { worker: string; attempt: number };
 type Named = { path: { ref: string } } & ReturnType<typeof key>;
+/** The attempt of the process that created the task; 0 would be any of a process's. */
+const FIRST = 1;
 const key = () => ({ header: { "Idempotency-Key": `"${randomUUID()}"` } });
+
+const rest = (ms: number, awake: AbortSignal) => pause(ms, null, { ref: false, signal: awake }).catch(() => {});
 
 const task = (view: Schemas["TaskView"]): Task => ({
   taskId: view.task_id,

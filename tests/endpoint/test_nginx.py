@@ -115,7 +115,7 @@ async def mcp_server(place: Place, workshop: Workshop) -> AsyncGenerator[tuple[S
         auth=AuthSettings(issuer_url=issuer.url, resource_server_url=AUDIENCE, validate_token_resource=False),  # type: ignore[arg-type] # pydantic takes text
         token_verifier=JwtVerifier([Issuer(issuer.url, issuer.jwks_url, AUDIENCE)]),
     )
-    names = TransportSecuritySettings(allowed_hosts=["127.0.0.1"])
+    names = TransportSecuritySettings(allowed_hosts=["127.0.0.1:*"])
     app = Seen(server.streamable_http_app(transport_security=names))
     with listening() as sock:
         async with served(app, sock):
@@ -136,6 +136,8 @@ async def test_the_documented_load_balancer_takes_polling_off_the_mcp_server(pla
             (key,) = (await ana.until(asked["taskId"], "input_required"))["inputRequests"]
             await ana.update(asked["taskId"], {key: {"action": "accept", "content": {"age": 7}}})
             await ana.until(asked["taskId"], "completed")
+            late = {"late": {"action": "accept", "content": {"age": "7" * 1_080_000}}}
+            assert (await ana.update(asked["taskId"], late)).status == 200, "more than nginx lets through by itself"
             unwanted = await ana.start("waits", label="nginx")
             await ana.cancel(unwanted["taskId"])
             await ana.until(unwanted["taskId"], "cancelled")

@@ -42,12 +42,16 @@ def code(answer: httpx.Response) -> tuple[int, int]:
     return answer.status_code, said["error"]["code"]
 
 
-async def test_the_documented_request_runs(place: Place) -> None:
-    """docs/endpoint.md, word for word."""
+@pytest.mark.parametrize("sub", ["", "ana"])
+async def test_the_documented_request_runs(place: Place, sub: str) -> None:
+    """docs/endpoint.md: the line for who has a token, and the one for who has none."""
     page = (Path(__file__).parents[2] / "docs" / "endpoint.md").read_text(encoding="utf-8")
     (script,) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
-    task = await place.made()
-    known = {"TASKTRAIL": place.base, "TOKEN": place.token(), "TASK": task["task_id"]}
+    *defined, without, with_token = script.splitlines()
+    lines = {"": without, "ana": with_token}
+    task = await place.made(sub)
+    known = {"TASKTRAIL": place.base, "ACCESS_TOKEN": place.token(), "TASK": task["task_id"]}
+    script = "\n".join([*defined, lines[sub]])
     shell = await asyncio.create_subprocess_exec(
         "sh", "-c", script, env={**os.environ, **known}, stdout=asyncio.subprocess.PIPE
     )

@@ -105,9 +105,9 @@ class Two:
         return await self.feeder.settled("create", creation(who, secrets.token_hex(8), tool, **fields))
 
     async def does(self, action: str, said: Json) -> bool:
-        """Whether one of them does this; whoever of them is asked."""
+        """Whether one of them does this, whoever is asked; one that could not tell just then is asked again."""
         try:
-            await self.feeder.request(action, said)
+            await self.feeder.settled(action, said)
         except Refused as refused:
             if refused.reason not in {"not_found", "not_authorised"}:
                 raise

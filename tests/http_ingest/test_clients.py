@@ -27,7 +27,7 @@ from tasktrail.testing.waiting import until
 pytestmark = pytest.mark.requirement("O2")
 
 PAGE = (Path(__file__).parents[2] / "docs" / "http.md").read_text(encoding="utf-8")
-(SHELL,) = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
+SHELL, ANSWERING = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
 def test_every_action_is_in_the_document_with_its_members(up: UpProcess) -> None:
@@ -72,16 +72,32 @@ sys.exit(0 if answer.is_success else 22)
 """
 
 
+RECORDING = """#!/bin/sh
+{curl} "$@"
+ended=$?
+echo "$@" >> {log}
+exit $ended
+"""
+"""A curl that says, once it has its answer, what it was asked."""
+
+
+def log(folder: Path) -> Path:
+    """Where it says so."""
+    return folder / "asked"
+
+
 @contextlib.contextmanager
-def shell(up: UpProcess, tmp_path: Path) -> Generator["subprocess.Popen[bytes]"]:
-    """The page's shell example, running."""
-    environment = variables(up)
-    if shutil.which("curl") is None:
-        curl = tmp_path / "curl"
-        curl.write_text(STAND_IN)
-        curl.chmod(0o755)
-        environment["PATH"] = f"{tmp_path}{os.pathsep}{environment['PATH']}"
-    command = ["sh", "-euc", SHELL]
+def shell(up: UpProcess, folder: Path, script: str, **known: str) -> Generator["subprocess.Popen[bytes]"]:
+    """An example of the page's, running; each needs a folder of its own."""
+    folder.mkdir(exist_ok=True)
+    (folder / "stand_in").write_text(STAND_IN)
+    curl = shutil.which("curl") or folder / "stand_in"
+    (folder / "curl").write_text(RECORDING.format(curl=curl, log=log(folder)))
+    for program in ("stand_in", "curl"):
+        (folder / program).chmod(0o755)
+    environment = {**variables(up), **known}
+    environment["PATH"] = f"{folder}{os.pathsep}{environment['PATH']}"
+    command = ["sh", "-euc", script]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         try:
             yield running
@@ -92,7 +108,7 @@ def shell(up: UpProcess, tmp_path: Path) -> Generator["subprocess.Popen[bytes]"]
 @pytest.mark.parametrize(
     ("answer", "events"),
     [
-        ({"wait": True}, ["InputResponded", "TaskResumed", "TaskCompleted"]),
+        ({"wait": True}, ["StatusReported", "InputResponded", "TaskResumed", "TaskCompleted"]),
         ({"wait": False}, ["InputResponded", "TaskResumed", "TaskFailed"]),
         (None, ["CancelRequested", "TaskCancelled"]),
     ],
@@ -100,9 +116,12 @@ def shell(up: UpProcess, tmp_path: Path) -> Generator["subprocess.Popen[bytes]"]
 async def test_a_shell_feeds_it_with_curl(
     up: UpProcess, tmp_path: Path, answer: Json | None, events: list[str]
 ) -> None:
-    """docs/http.md: reports, asks, waits, and ends as the client answers, or cancels."""
+    """docs/http.md: reports, asks, waits, and ends as the client answers, by the page's own command too, or cancels.
+
+    One whose task has moved without an answer, here by a report, waits on.
+    """
     async with speaking(up, server="backups") as http, reading(up.data) as trail:
-        with shell(up, tmp_path) as running:
+        with shell(up, tmp_path, SHELL) as running:
             assert running.stdout is not None
             task_id = (await asyncio.to_thread(running.stdout.readline)).decode().split()[-1]
 
@@ -110,7 +129,15 @@ async def test_a_shell_feeds_it_with_curl(
                 return "InputRequested" in await trail.names(task_id)
 
             await until(parked)
-            await _answered(http, task_id, answer)
+            if answer == {"wait": True}:
+                ref = trail.ref(task_id)
+                done(await http.write(f"/work/{ref}/report", {"message": "still busy"}))
+                await until(lambda: "&wait=30" in log(tmp_path).read_text())
+                with shell(up, tmp_path / "client", ANSWERING, TASK=task_id) as answering:
+                    said, error = await asyncio.to_thread(answering.communicate)
+                assert (answering.returncode, "result" in json.loads(said)) == (0, True), (said, error)
+            else:
+                await _answered(http, task_id, answer)
             out, error = await asyncio.to_thread(running.communicate)
         assert running.returncode == 0, (out, error)
         assert await trail.names(task_id) == ["TaskCreated", "StatusReported", "InputRequested", *events]

@@ -114,7 +114,7 @@ async def test_the_token_of_the_data_directory_is_for_one_developer_on_one_machi
     assert not (configured.data / SERVER_TOKEN_FILE).exists()
     token = read_token(up.data, SERVER_TOKEN_FILE)
     async with speaking(up, token, "any name, even one with a \u00fc") as http:
-        done(await http.ask("/tasks/list", asked("tasks/list")))
+        assert refused(await http.ask("/tasks/list", asked("tasks/list")), 403, "not_listed")["code"] == -32601
     async with speaking(up, token) as http:
         assert "Tasktrail-Server" in refused(await http.http.get("/moves"), 400, "invalid_request")["detail"]
     async with speaking(configured, token, "reports") as http:

@@ -42,6 +42,7 @@ pytestmark = pytest.mark.requirement("O2")
 
 DOCS = Path(__file__).parents[2] / "docs"
 PROGRAM = Path(__file__).with_name("programs") / "client.ts"
+PROXY = PROGRAM.with_name("between.ts")
 PACKAGES = [
     "@modelcontextprotocol/sdk@1.32.2",
     "openapi-fetch@0.17.0",
@@ -62,17 +63,25 @@ COMPILER = {
 PAUSE = 'await pause(quarter === "Q4" ? 600_000 : 100, null, { signal: unwanted });'
 CHANGES = {
     'TOKEN, "reports")': 'TOKEN, "reports", { report: { rerun: write } })',
-    PAUSE: 'while (!existsSync(process.env["GATE"]!)) await pause(20);',
+    PAUSE: "const run = (runs[quarter] = (runs[quarter] ?? 0) + 1);\n"
+    'while (!existsSync(process.env["GATE"]! + (run > 1 ? run : ""))) await pause(20);\n'
+    "console.error(`run ${run} of ${quarter}, unwanted: ${unwanted.aborted}`);",
     "unwanted: AbortSignal)": "unwanted: AbortSignal, ask: Ask)",
-    "(unwanted) => write(args, unwanted)": "(unwanted, ask) => write(args, unwanted, ask)",
+    "(unwanted) => write(args, unwanted)": "async (unwanted, ask) => {\n"
+    "const written = await write(args, unwanted, ask);\n"
+    'if (args.quarter === "Q7") await taskStore.updateTaskStatus(task.taskId, "working", "written");\n'
+    "return written;\n}",
     "import { TasktrailStore }": "import { type Ask, TasktrailStore }",
-    "`${quarter}: up 4 %`": "quarter === 'Q9' ? JSON.stringify(await ask('elicitation/create', QUESTION)) : quarter",
+    "`${quarter}: up 4 %`": "quarter === 'Q9' ? JSON.stringify(await ask('elicitation/create', QUESTION))"
+    ": `${quarter}, run ${run}`",
     "return { task };": 'await taskStore.updateTaskStatus(task.taskId, "working", "begun");\n'
     'await taskStore.updateTaskStatus(task.taskId, "input_required");\n'
     'if (args.quarter === "Q0") await taskStore.updateTaskStatus(task.taskId, "failed", "no such quarter");\n'
     "return { task };",
 }
-"""What makes of the page's server one whose work is begun again, waits for a file, stops for nobody, and may ask."""
+"""What makes of the page's server one whose work is begun again, waits for a file, stops for nobody, and may ask.
+
+The second run of a quarter in one process waits for a file of its own."""
 SERVER, STUBBORN = "server.ts", "stubborn.ts"
 LEASE_MS = 2_000
 SLOW_MS = 10_000
@@ -103,6 +112,7 @@ def project(up: UpProcess, tmp_path_factory: pytest.TempPathFactory) -> Path:
         stubborn = stubborn.replace(before, after)
     (place / SERVER).write_text(server)
     first = f'import {{ existsSync }} from "node:fs";\nconst QUESTION = {json.dumps(QUESTION["params"])};\n'
+    first += "const runs: Record<string, number> = {};\n"
     (place / STUBBORN).write_text(first + stubborn)
     (place / "node_modules").symlink_to(home / "node_modules", target_is_directory=True)
     (place / "package.json").write_text('{"type": "module"}')
@@ -110,7 +120,8 @@ def project(up: UpProcess, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "tsconfig.json").write_text(json.dumps({"compilerOptions": COMPILER, "files": files}))
     (place / "openapi.json").write_text(json.dumps(schema(up)))
     shutil.copy(DOCS / "typescript" / "store.ts", place)
-    shutil.copy(PROGRAM, place)
+    for program in (PROGRAM, PROXY):
+        shutil.copy(program, place)
     generate = shell.splitlines()[-1].removeprefix("npx openapi-typescript ").split()
     run(place, "node_modules/openapi-typescript/bin/cli.js", *generate)
     return place
@@ -165,6 +176,24 @@ class Clients:
         """The id of a new task."""
         return str((await self.do("call", name, quarter=quarter))["taskId"])
 
+    async def lose(self, urls: str | None = None, times: int | None = None) -> None:
+        """From now on so many requests like these never arrive, of servers opened after this was first asked."""
+        asked = {name: value for name, value in (("urls", urls), ("times", times)) if value is not None}
+        await self.do("lose", "", **asked)
+
+    async def seen(self, what: str, urls: str, count: int = 1) -> None:
+        """Wait until so many requests like these have `passed` or were `lost` since `lose` was last asked."""
+
+        async def enough() -> bool:
+            seen: list[str] = (await self.do("seen", ""))[what]
+            return sum(bool(re.search(urls, one)) for one in seen) >= count
+
+        await until(enough, what=f"{count} requests like {urls} {what}; the servers said {self.said()!r}")
+
+    def said(self) -> str:
+        """What the servers printed on standard error."""
+        return self._log.read_text()
+
     async def status(self, name: str, task: str, status: str) -> Json:
         """The task once it has this status."""
 
@@ -204,13 +233,19 @@ async def facts(trail: Trail, task: str) -> list[Any]:
     return [event for entry in await trail.of(task) for event in entry.events]
 
 
+async def several(trail: Trail, task: str, kind: type[Any], count: int) -> list[Any]:
+    """The events of this kind, once there are so many."""
+
+    async def found() -> list[Any] | None:
+        seen = [event for event in await facts(trail, task) if isinstance(event, kind)]
+        return seen if len(seen) >= count else None
+
+    return await until(found, what=f"{count} {kind.__name__} among {await trail.names(task)}")
+
+
 async def fact(trail: Trail, task: str, kind: type[Any]) -> Any:  # noqa: ANN401 - of that kind
     """The one event of this kind, once it is there."""
-
-    async def found() -> list[Any]:
-        return [event for event in await facts(trail, task) if isinstance(event, kind)]
-
-    (one,) = await until(found, what=f"{kind.__name__} among {await trail.names(task)}")
+    (one,) = await several(trail, task, kind, 1)
     return one
 
 
@@ -225,14 +260,15 @@ async def revoke(up: UpProcess, task: str) -> None:
 
 @pytest.mark.requirement("L3", "O2")
 async def test_a_server_of_the_typescript_sdk_keeps_its_tasks_here(clients: Clients, up: UpProcess) -> None:
-    """docs/typescript.md: created, polled, listed, its result fetched; all of it on the trail as the wire's."""
+    """docs/typescript.md: created, polled, its result fetched, on the trail as the wire's; no list for nobody."""
     async with reading(up.data) as trail:
         await clients.open("ana")
         task = await clients.call("ana", "Q3")
         await clients.status("ana", task, "completed")
         result = await clients.do("result", "ana", task=task)
         assert result["content"] == [{"type": "text", "text": "Q3: up 4 %"}]
-        assert task in [one["taskId"] for one in (await clients.do("list", "ana"))["tasks"]]
+        with pytest.raises(Refused, match="for callers with a credential only"):
+            await clients.do("list", "ana")
         with pytest.raises(Refused) as unknown:
             await clients.do("get", "ana", task="a" * 32)
         assert unknown.value.code == -32602
@@ -305,6 +341,57 @@ async def test_work_of_the_typescript_sdk_is_begun_again_and_the_late_result_ref
         assert taken.attempt == 2
         assert taken.worker not in {"", created.worker}
         await fact(trail, task, TaskCompleted)
+
+
+RENEWALS, LOOKS = "/workers/renew$", r"/work/\w+\?worker="
+
+
+@pytest.mark.requirement("L9", "O2")
+async def test_a_run_that_lost_its_task_speaks_for_itself_only_when_its_own_process_began_it_again(
+    clients: Clients, up: UpProcess
+) -> None:
+    """Issue 5: a late result of a lost worker is refused and recorded; the task has that of the attempt that counts."""
+    async with reading(up.data) as trail:
+        await clients.lose(f"/moves$|{LOOKS}")
+        await clients.open("ana", STUBBORN)
+        task = await clients.call("ana", "Q7")
+        await clients.seen("passed", RENEWALS)
+        await clients.lose(f"/moves$|{LOOKS}|{RENEWALS}")
+        taken: WorkTaken = await fact(trail, task, WorkTaken)
+        await clients.lose()
+        created: TaskCreated = await fact(trail, task, TaskCreated)
+        assert (taken.worker, taken.attempt) == (created.worker, 2)
+        clients.gate.touch()
+        refused = await several(trail, task, CommandRefused, 2)
+        assert [(one.command, one.reason, one.worker) for one in refused] == [
+            ("ReportStatus", "lost_worker", created.worker),
+            ("CompleteTask", "lost_worker", created.worker),
+        ]
+        assert "run 1 of Q7, unwanted: true" in clients.said()
+        clients.gate.with_name("gate2").touch()
+        await clients.status("ana", task, "completed")
+        result = await clients.do("result", "ana", task=task)
+        assert result["content"] == [{"type": "text", "text": "Q7, run 2"}]
+
+
+@pytest.mark.requirement("L9", "O2")
+async def test_neither_a_renewal_nor_a_look_without_an_answer_loses_the_lease(clients: Clients, up: UpProcess) -> None:
+    """Issue 5: a worker that lives and renews is not lost. Each time, renewals go on for two leases."""
+    async with reading(up.data) as trail:
+        await clients.lose()
+        await clients.open("ana", STUBBORN)
+        task = await clients.call("ana", "Q4")
+        await clients.seen("passed", RENEWALS)
+        await clients.lose(RENEWALS, times=1)
+        await clients.seen("lost", RENEWALS)
+        await clients.seen("passed", RENEWALS, 6)
+        await clients.lose(LOOKS)
+        await clients.seen("lost", LOOKS)
+        await clients.seen("passed", RENEWALS, 6)
+        await clients.lose()
+        clients.gate.touch()
+        await clients.status("ana", task, "completed")
+        assert await trail.names(task) == ["TaskCreated", "StatusReported", "TaskCompleted"]
 
 
 @pytest.mark.requirement("L1", "O2")

@@ -20,8 +20,10 @@ from mcp.server.auth.settings import AuthSettings
 from mcp.server.mcpserver import Context as SdkContext
 from pydantic import BaseModel
 from tests.v1.running import Client, Clients, Refused, clients
+from tests.v1.session_wire import SessionWire
 
 from tasktrail.events.facts import InputRequested, InputResponded, TaskCreated
+from tasktrail.mcp import earlier
 from tasktrail.mcp.extension import Tasks
 from tasktrail.mcp.fastmcp import TasktrailTasks
 from tasktrail.mcp.verifier import Issuer, JwtVerifier
@@ -69,8 +71,11 @@ def plain() -> str:
     return "plain"
 
 
-def of_fastmcp(issuer: LocalIssuer, adapter: Path) -> FastMCP:
-    checks = JWTVerifier(jwks_uri=issuer.jwks_url, issuer=issuer.url, audience=AUDIENCE, algorithm="ES256")
+def of_fastmcp(issuer: LocalIssuer | None, adapter: Path) -> FastMCP:
+    """Without an issuer the server asks nobody for a token."""
+    checks = None
+    if issuer is not None:
+        checks = JWTVerifier(jwks_uri=issuer.jwks_url, issuer=issuer.url, audience=AUDIENCE, algorithm="ES256")
     mcp: FastMCP = FastMCP("reports", auth=checks)
     mcp.add_extension(TasktrailTasks.connect(adapter, tools=SUPPORT, forward_tokens=True))
 
@@ -178,6 +183,96 @@ async def test_a_call_with_a_task_makes_one_whose_result_names_it(place: Place) 
         assert (await later.get(task["taskId"])).result["status"] == "completed"
 
 
+async def test_a_time_to_live_that_is_none_makes_no_task(place: Place) -> None:
+    """Task creation: -32602 for what is no number of milliseconds, before anything is on the trail."""
+    wire = SessionWire(place.url, place.url)
+    token = place.token(f"ttl-{next(NAMES)}")
+    params = {"name": "greets", "arguments": {"name": "Ana"}}
+    try:
+        none: tuple[Any, ...] = (True, False, 0, -5, 10**30, 2**53, 1.5, "5", [])
+        for task in (*({"ttl": ttl} for ttl in none), 5, "x", []):
+            _, answer = await wire.asked(token, "tools/call", {**params, "task": task})
+            assert answer["error"]["code"] == -32602, task
+            assert "task" in answer["error"]["message"], answer
+        for task in ({}, {"ttl": None}, {"ttl": 2**53 - 1}):
+            _, answer = await wire.asked(token, "tools/call", {**params, "task": task})
+            assert answer["result"]["task"]["status"] == "working", answer
+        _, page = await wire.asked(token, "tasks/list", {})
+        assert len(page["result"]["tasks"]) == 3
+    finally:
+        await wire.close()
+
+
+@contextlib.asynccontextmanager
+async def asked_on_a_stream(wire: SessionWire, token: str, task: dict[str, Any]) -> AsyncGenerator[None]:
+    """While a `tasks/result` waits: the task's question came on it. Then it hangs up without a word to the server."""
+    params = {"taskId": task["taskId"]}
+    message = {"jsonrpc": "2.0", "id": 100 + next(NAMES), "method": "tasks/result", "params": params}
+    stream = await wire.http.send(wire.posted(token, message, await wire.session(token)), stream=True)
+    try:
+        lines = stream.aiter_lines()
+        async with asyncio.timeout(60):
+            while "elicitation/create" not in await anext(lines):
+                pass
+        yield
+    finally:
+        await stream.aclose()
+
+
+@pytest.mark.requirement("L6", "P4")
+async def test_few_calls_of_a_caller_wait_and_none_for_a_client_that_is_gone(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/mcp-sdk.md: one call too many is told when to come again; what a killed client left makes room."""
+    monkeypatch.setattr(earlier, "CALLER_MAX", 2)
+    monkeypatch.setattr(earlier, "LOOK_EVERY_S", 0.2)
+    token, wire = place.token("ina"), SessionWire(place.url, place.url)  # one token: by that its calls are counted
+    later = await place.clients.open(f"ina-{next(NAMES)}", place.url, token)
+    asks, ended = await later.call("asks"), await later.call("greets", name="Ina")
+    async with asked_on_a_stream(wire, token, asks), asked_on_a_stream(wire, token, asks):
+        with pytest.raises(Refused, match="calls of a caller wait") as refused:
+            await later.do("result", task_id=asks["taskId"])
+        assert refused.value.code == -32029
+        assert refused.value.error["data"] == {"retriable": True, "written": "nothing", "retryAfterMs": 200}
+        await later.status(ended, "completed")
+        assert text(await later.do("result", task_id=ended["taskId"])) == "hello Ina"
+        bob = await place.client("bob")
+        mine = await bob.call("asks")
+        answering = asyncio.create_task(bob.do("result", task_id=mine["taskId"]))
+        await bob.answer(await bob.question(), action="decline")
+        assert text(await answering) == "decline"
+
+    async def has_room() -> bool:
+        call = asyncio.create_task(later.do("result", task_id=asks["taskId"]))
+        await until(lambda: later.asked or call.done())
+        if later.asked:
+            await later.answer(later.asked[0], action="decline")
+            return text(await call) == "decline"
+        error = call.exception()
+        assert isinstance(error, Refused)
+        assert error.code == -32029, error
+        return False
+
+    await until(has_room)
+    await wire.close()
+
+
+@pytest.mark.requirement("A1")
+async def test_a_server_without_tokens_offers_no_list(common: tuple[UpProcess, LocalIssuer, Clients]) -> None:
+    """Task Listing: who cannot be told apart gets no list, -32601; an id opens its task as ever."""
+    up, _, some = common
+    with listening() as sock:
+        async with served(of_fastmcp(None, up.data / "adapter.json").http_app(), sock):
+            nobody, other = [await some.open(f"nobody-{next(NAMES)}", url_of(sock)) for _ in range(2)]
+            assert nobody.server["capabilities"]["tasks"] == {"cancel": {}, "requests": {"tools": {"call": {}}}}
+            task = await nobody.call("greets", name="you")
+            for client in (nobody, other):
+                with pytest.raises(Refused, match="send a bearer token") as refused:
+                    await client.do("list")
+                assert refused.value.code == -32601
+            assert text(await nobody.do("result", task_id=task["taskId"])) == "hello you"
+
+
 @pytest.mark.requirement("L6")
 async def test_a_waiting_call_is_asked_what_the_task_asks(place: Place) -> None:
     """Input Required Status: an answer that is none is asked for again, and the right one ends the task."""
@@ -268,6 +363,7 @@ async def test_a_proxy_gives_tasks_to_such_clients_too(
     behind: list[str | Path] = ["--task", LONG, "--task", ASKS, "--", NODE, everything(), "stdio"]
     with proxying(up, tmp_path / "log", *behind) as proxy:
         ana = await some.open("ana-proxied", proxy.url, issuer.issue("ana", "cli", aud=AUDIENCE))
+        assert ana.server["capabilities"]["tasks"]["list"] == {}
         tools = {tool["name"]: tool.get("execution", {}) for tool in (await ana.do("tools"))["tools"]}
         assert (tools[LONG]["taskSupport"], tools[ASKS]["taskSupport"]) == ("optional", "optional")
         assert {name for name, one in tools.items() if one.get("taskSupport", "forbidden") != "forbidden"} == {

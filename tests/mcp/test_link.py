@@ -25,16 +25,19 @@ from tasktrail.events.errors import (
     TasktrailError,
 )
 from tasktrail.events.facts import AccessDenied, TaskCreated
+from tasktrail.events.subjects import kind_of
 from tasktrail.mcp import link as module
 from tasktrail.mcp import voice
 from tasktrail.mcp.extension import Tasks
-from tasktrail.mcp.link import ConnectedLink, Listener, answered, patiently
+from tasktrail.mcp.link import ConnectedLink, EmbeddedLink, Listener, answered, patiently
+from tasktrail.mcp.serving import warn_of_unknown
 from tasktrail.services import connection, messages
+from tasktrail.services.broker import Broker
 from tasktrail.services.connection import Connection
 from tasktrail.services.messages import ACTIONS, Said
 from tasktrail.testing.waiting import until
 
-from .place import Place, carrying, connect, held, only, opened, refused
+from .place import Place, carrying, connect, held, only, opened, reading, refused
 from .serving import WITHIN_S
 from .workshop import SUPPORT
 
@@ -104,6 +107,32 @@ async def test_a_server_that_finds_no_broker_does_not_start(monkeypatch: pytest.
     with pytest.raises(NothingWritten, match=r"127\.0\.0\.1:1.*tasktrail up"):
         async with tasks.lifespan(mcp):
             pass
+
+
+@pytest.mark.parametrize(("named", "told"), [("reprot", True), ("re*", False), ("report", False)])
+async def test_a_tool_that_the_server_does_not_have_is_told(
+    named: str, *, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A misspelt name would run without a task, and nobody would know why."""
+    warn_of_unknown([named], {"report", "plain"})
+    assert ("names 'reprot', which this server does not have (it has plain, report)" in caplog.text) is told
+
+
+@pytest.mark.requirement("L9")
+async def test_a_login_that_is_not_this_servers_is_refused_at_the_start(tmp_path: Path) -> None:
+    """Not by time-outs later: the name and the login belong together (docs/nats.md)."""
+    with Broker.start(tmp_path / "nats", servers=["reports"]) as broker:
+        login = broker.servers["reports"]
+        own = Connection(
+            servers=[broker.url], user=login.user, password=login.password, inbox_prefix=login.inbox_prefix
+        )
+        link = ConnectedLink(own, "reports")
+        await link.start()
+        await link.stop()
+        with pytest.raises(InvalidRequest, match=r"not for the MCP server 'other'.*servers/other\.json"):
+            await ConnectedLink(own, "other").start()
+        with pytest.raises(NothingWritten, match=r"refuses this login; give the adapter\.json"):
+            await ConnectedLink(Connection(servers=[broker.url]), "reports").start()
 
 
 async def test_a_link_that_was_not_started_says_so() -> None:
@@ -316,6 +345,29 @@ async def test_a_server_may_have_any_name(tmp_path: Path, monkeypatch: pytest.Mo
             await ana.cancel(made["taskId"])
             bench = place.workshop.bench(label)
             await until(lambda: "told to stop" in bench.log, within_s=2)
+
+
+async def test_an_embedded_service_takes_what_a_connected_one_does(tmp_path: Path) -> None:
+    """`messages.py`: a member of another type would be an entry that nobody can read, also the one after it."""
+    link = EmbeddedLink(tmp_path, "reports")
+    await link.start()
+    try:
+        said = msgspec.convert({**CREATE, "arguments": {"n": [1, None, "\0"]}}, messages.CreateTask)
+        odd: Any
+        for odd in (True, 10**30, "5", 1.5):
+            with pytest.raises(InvalidRequest, match=r"create: .*ttl_ms"):
+                await link.request("create", msgspec.structs.replace(said, command_id=f"odd {odd}", ttl_ms=odd))
+        deep: Any = msgspec.structs.replace(said, call=messages.Call(method="x" * 513))
+        with pytest.raises(InvalidRequest, match=r"create: .*call\.method"):
+            await link.request("create", deep)
+        with pytest.raises(InvalidRequest, match="not JSON"):
+            await link.request("create", msgspec.structs.replace(said, arguments=object()))
+        async with reading(tmp_path) as trail:
+            assert not [entry for subject, entry in await trail.all() if kind_of(subject) == "task"]
+            made = await link.request("create", said)
+            assert only(await trail.of(made.task_id), TaskCreated).tool == "echo"
+    finally:
+        await link.stop()
 
 
 @pytest.mark.parametrize("kind", ["nul", "integer", "deep"])

@@ -1,4 +1,4 @@
-"""The commands of docs/proxy.md and the lines of docs/mcp-sdk.md, as a user pastes them beside a `tasktrail up`.
+"""The commands of docs/proxy.md and the server of docs/mcp-sdk.md, as a user pastes them beside a `tasktrail up`.
 
 What is of the reader's own place is put in its stead: addresses, and `npx` by the package that it would fetch.
 """
@@ -17,7 +17,6 @@ from fastmcp import FastMCP
 from mcp.server import MCPServer
 
 from tasktrail.events.facts import TaskCreated, TaskSupport
-from tasktrail.mcp.extension import Tasks
 from tasktrail.testing.service import UpProcess, tasktrail
 
 from .client import UNDECLARED, Client
@@ -65,47 +64,42 @@ async def test_the_commands_of_the_proxys_page_work_when_pasted(tmp_path: Path) 
     async def render_page(number: int) -> str:
         return f"page {number}"
 
-    with UpProcess(tmp_path / ".tasktrail"), listening() as sock:
+    with UpProcess(tmp_path / ".tasktrail") as up, listening() as sock:
         async with served(behind.http_app(), sock):
             with pasted(over_http.replace(UPSTREAM, url_of(sock)), tmp_path) as url:
                 async with Client(url) as somebody:
                     task = await somebody.start("render_page", number=7)
                     done = await somebody.until(task["taskId"], "completed")
+                    made = [task["taskId"]]
         assert done["result"]["content"][0]["text"] == "page 7"
         node = shlex.join([str(NODE), str(everything())])
         with pasted(over_stdio.replace(NPX, node), tmp_path) as url:
             async with Client(url, capabilities=WITHOUT_ROOTS) as somebody:
                 task = await somebody.start(LONG, duration=0.1, steps=1)
                 done = await somebody.until(task["taskId"], "completed")
+                made.append(task["taskId"])
         assert "completed" in done["result"]["content"][0]["text"]
+        async with reading(up.data) as trail:
+            created = [only(await trail.of(task_id), TaskCreated) for task_id in made]
+    assert [one.server for one in created] == ["pages", "everything"]
 
 
-async def test_the_two_lines_of_the_sdks_page_make_tasks_of_the_tools_they_name(tmp_path: Path) -> None:
-    """docs/mcp-sdk.md: `report` is optional, `deploy` is required, the trail has the server's own name."""
+async def test_the_server_of_the_sdks_page_makes_tasks_of_the_tool_it_names(tmp_path: Path) -> None:
+    """docs/mcp-sdk.md: a whole server, `report` is optional, the trail has the server's own name."""
     (block,) = blocks("mcp-sdk.md", "python")
-    with UpProcess(tmp_path / "data") as up, listening() as sock:
-        pasting = block.replace("nats://127.0.0.1:4222", str(up.data / "adapter.json"))
-        assert pasting != block
-        names: dict[str, Any] = {"Tasks": Tasks, "MCPServer": MCPServer}
+    with UpProcess(tmp_path / ".tasktrail") as up, listening() as sock:
+        pasting, _, running = block.replace(".tasktrail", str(up.data)).partition("mcp.run(")
+        assert running.startswith('"streamable-http")')
+        assert str(up.data / "adapter.json") in pasting
+        names: dict[str, Any] = {}
         exec(pasting, names)  # noqa: S102 - a page of our own
         server: MCPServer[Any] = names["mcp"]
-
-        @server.tool()
-        async def report() -> str:
-            return "up 4 %"
-
-        @server.tool()
-        async def deploy() -> str:
-            return "deployed"
-
         async with served(server, sock), reading(up.data) as trail:
             async with Client(url_of(sock)) as somebody:
-                tasks = [await somebody.start(name) for name in ("report", "deploy")]
-                ended = [await somebody.until(task["taskId"], "completed") for task in tasks]
+                task = await somebody.start("report")
+                ended = await somebody.until(task["taskId"], "completed")
             async with Client(url_of(sock), capabilities=UNDECLARED) as other:
                 assert (await other.call("report")).result["content"][0]["text"] == "up 4 %"
-                assert (await other.call("deploy")).error["code"] == -32021
-            created = [only(await trail.of(task["taskId"]), TaskCreated) for task in tasks]
-    assert [one["result"]["content"][0]["text"] for one in ended] == ["up 4 %", "deployed"]
-    assert {one.server for one in created} == {"reports"}
-    assert [one.task_support for one in created] == [TaskSupport.OPTIONAL, TaskSupport.REQUIRED]
+            created = only(await trail.of(task["taskId"]), TaskCreated)
+    assert ended["result"]["content"][0]["text"] == "up 4 %"
+    assert (created.server, created.task_support) == ("reports", TaskSupport.OPTIONAL)

@@ -27,7 +27,6 @@ pytestmark = pytest.mark.requirement("O2")
 
 PARSER = "3.6.3"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "nats.md"
-CONFIGURATION = '[[servers]]\nname = "reports"\nasserts = true\n'
 _JUDGE = """
 const { Parser } = require("@asyncapi/parser");
 const { readFileSync } = require("fs");
@@ -42,7 +41,8 @@ new Parser().parse(readFileSync(process.argv[1], "utf8")).then((found) => consol
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
     data = tmp_path_factory.mktemp("asyncapi")
     config = data / "tasktrail.toml"
-    config.write_text(CONFIGURATION)
+    (documented,) = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    config.write_text(documented)
     with UpProcess(data / "data", "--config", str(config)) as running:
         yield running
 

@@ -354,23 +354,31 @@ async def test_the_version_and_the_exit_codes_are_told() -> None:
         assert re.search(rf"^  {command} +\S", told.out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("missing", ["typer", "rich", "duckdb", "litestar", "mcp"])
-async def test_a_missing_part_says_what_to_install(missing: str, tmp_path: Path) -> None:
-    """Design, section 4: `tasktrail up` needs `[service]`, and says so when it is missing."""
-    command = "demo" if missing == "mcp" else "up"
+@pytest.mark.parametrize(
+    ("missing", "command", "extra"),
+    [
+        *((name, ("up",), "service") for name in ("typer", "rich", "duckdb", "litestar")),
+        ("mcp", ("demo",), "service,mcp"),
+        ("mcp", ("up", "--demo"), "service,mcp"),
+        ("fastmcp", ("proxy", "--task", "x", "--", "true"), "service,fastmcp"),
+    ],
+)
+async def test_a_missing_part_says_what_to_install(
+    missing: str, command: tuple[str, ...], extra: str, tmp_path: Path
+) -> None:
+    """Design, section 4: `tasktrail up` needs `[service]`, and says so when it is missing; docs/proxy.md: its extra."""
     code = (
         "import sys; name, *sys.argv[1:] = sys.argv[1:]; sys.modules[name] = None\n"
         "from tasktrail.services.cli import main; main()"
     )
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", code, missing, command, "--data", str(tmp_path)),
+        *(sys.executable, "-c", code, missing, *command),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env=CLEAN,
+        env=CLEAN | {"TASKTRAIL_DATA": str(tmp_path)},
     )
     async with asyncio.timeout(WITHIN_S):
         out, err = await process.communicate()
-    extra = "service,mcp" if missing == "mcp" else "service"
     assert (process.returncode, out) == (2, b"")
     assert err.decode() == f"tasktrail: {missing} is not installed; run: pip install 'tasktrail[{extra}]'\n"
 

@@ -110,3 +110,11 @@ async def test_a_server_that_does_not_take_us_is_told_in_time(
             await Connection.from_text(f"nats://tasktrail:secret@127.0.0.1:{port}").connect("test")
         assert time.monotonic() - begun < 5
     assert "secret" not in caplog.text
+
+
+def test_a_connection_file_without_a_server_is_refused(tmp_path: Path) -> None:
+    """nats-py would look for one for ever."""
+    file = tmp_path / "adapter.json"
+    file.write_text('{"servers": []}')
+    with pytest.raises(InvalidRequest, match="names no NATS server"):
+        Connection.from_text(str(file))

@@ -120,6 +120,14 @@ def test_the_header_says_how_it_stands_and_what_must_not_be_overlooked(timeline:
         assert said in shown
 
 
+def test_a_task_that_came_by_no_wire_of_mcp_names_none(timeline: Timeline) -> None:
+    """docs/http.md, docs/nats.md: such a task may name no `wire`."""
+    assert timeline.task is not None
+    task = msgspec.structs.replace(timeline.task, wire="")
+    shown = plain(TimelineView(msgspec.structs.replace(timeline, task=task), now=NOW))
+    assert "tool transfer on bank (task required) made by" in shown
+
+
 def test_denials_refusals_gaps_and_anomalies_are_told_in_words_not_only_in_colour(timeline: Timeline) -> None:
     shown = plain(TimelineView(timeline, now=NOW))
     assert f"✗ DENIED {TIMES}17 over 0.500 s tasks/get: other-identity-context; the caller was told -32602" in shown

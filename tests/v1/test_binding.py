@@ -50,7 +50,8 @@ async def _creates_for_itself(place: Place, row: Row, scene: Scene) -> None:
     own = await place.wire.create(scene.token, "exact")
     assert own.allowed is row.creates, own
     if row.creates and row.differs and row.differs != ("tenant",):
-        assert own.task_id in await place.wire.listed(scene.token)
+        listed = own.task_id in await place.wire.listed(scene.token)
+        assert listed is (scene.token is not None), "nobody has a list"
         assert own.task_id not in await place.wire.listed(scene.creator.token())
         assert not (await place.wire.get(scene.creator.token(), own.task_id)).allowed
 

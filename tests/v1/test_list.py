@@ -50,6 +50,18 @@ async def test_everybody_lists_their_own_tasks_page_by_page_the_newest_first(pla
     assert await again.do("list") == first
 
 
+@pytest.mark.requirement("L3", "A1")
+async def test_a_server_without_tokens_lists_nothing(place: Place) -> None:
+    """Task Listing: who cannot be told apart gets no list, -32601; an id opens its task as ever."""
+    nobody, other = await place.client(None, "open"), await place.client(None, "open")
+    task = await nobody.call("complains")
+    for client in (nobody, other):
+        with pytest.raises(Refused, match="send a bearer token") as refused:
+            await client.do("list")
+        assert refused.value.code == -32601
+    await nobody.status(task, "failed")
+
+
 @pytest.mark.requirement("L3")
 @pytest.mark.parametrize("cursor", ["x", "bm9uc2Vuc2U", "WzEsIm5vIHJlZiJd", "é", "c" * 5_000])
 async def test_a_cursor_that_was_never_given_is_refused(place: Place, cursor: str) -> None:

@@ -27,3 +27,10 @@ def test_the_adapter_imports_neither_v2_nor_the_services_machinery() -> None:
     )
     assert ran.returncode == 0, ran.stderr
     assert {"mcp_types", "duckdb", "faststream", "litestar", "cedarpy"} & set(ran.stdout.split()) == set()
+
+
+def test_the_adapter_for_v2_names_its_extra_beside_v1() -> None:
+    """`cannot import name 'MCPServer'` alone would not say that another SDK is wanted."""
+    command: list[str | Path] = [python(), "-c", "import tasktrail.mcp.extension"]
+    ran = subprocess.run(command, env=environment(), check=False, capture_output=True, text=True, timeout=120)
+    assert "tasktrail.mcp.extension needs the official MCP SDK v2: install tasktrail[mcp] (" in ran.stderr

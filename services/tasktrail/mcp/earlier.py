@@ -2,9 +2,12 @@
 
 Guarantees: such a client's `tools/call` with `task` makes the same task as any other; `tasks/get`, `tasks/list`,
 `tasks/cancel` and `tasks/result` go to the same desk, so they are decided and recorded alike. `tasks/result` blocks
-until the task has ended, and meanwhile puts its questions on its own stream. An answer is that of the call which waits:
-the SDK lets nobody else use its session. One that is none is recorded and asked for again, a few times in one call. The
-SDK v2 defines nothing of this at that revision, and lets a middleware answer in its stead. Needs sessions.
+until the task has ended, and meanwhile puts its questions on its own stream; of one caller at most `CALLER_MAX` calls
+wait, of all `WAITING_MAX`, and none much longer than its client is there. An answer is that of the call which waits:
+where the server checks tokens, the SDK lets nobody else use its session; elsewhere, as with the proxy, only the
+question's id, which cannot be guessed, keeps others from answering. An answer that is none is recorded and asked for
+again, a few times in one call. The SDK v2 defines nothing of this at that revision, and lets a middleware answer in its
+stead. Needs sessions.
 
     server.middleware.append(Earlier(serving, support_of_tool))
 
@@ -25,9 +28,9 @@ from mcp.server.context import CallNext, HandlerResult
 from mcp.shared.exceptions import MCPError
 from mcp_types import CONNECTION_CLOSED, INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, CallToolRequestParams
 
-from tasktrail.events.errors import TasktrailError
+from tasktrail.events.errors import RateLimited, TasktrailError
 from tasktrail.events.facts import TaskSupport
-from tasktrail.mcp.callers import handle_text
+from tasktrail.mcp.callers import digest, handle_text
 from tasktrail.mcp.link import patiently
 from tasktrail.mcp.running import RequestContext as Context
 from tasktrail.mcp.running import Tool
@@ -39,15 +42,18 @@ from tasktrail.services.messages import InputAsk, Listed, TaskView
 
 _log = logging.getLogger(__name__)
 
+WAITING_MAX = 64
+CALLER_MAX = 16
 ASKED_MAX = 3
 """How often one call asks one question: answers that are none come again and again from some clients."""
 LOOK_EVERY_S = 5.0
-"""How often a call that waits looks at its task by itself: signals may be lost."""
+"""How often a call that waits looks at its task by itself, as signals may be lost, and whether its client is there."""
 CANCELLED_WITHIN_S = 15.0
 """How long `tasks/cancel` waits for the task to be cancelled: work that does not stop is ended without it sooner."""
 SETTLE_WITHIN_MS = 60_000
+TTL_MAX_MS = 2**53 - 1
 
-_CAPABILITY: dict[str, Any] = {"list": {}, "cancel": {}, "requests": {"tools": {"call": {}}}}
+_CAPABILITY: dict[str, Any] = {"cancel": {}, "requests": {"tools": {"call": {}}}}
 
 Supports = Callable[[str], Awaitable[TaskSupport]]
 Asking = dict[str, "asyncio.Task[None]"]
@@ -94,6 +100,7 @@ class Earlier:
 
     def __init__(self, tasks: Serving, supports: Supports) -> None:
         self._tasks, self._supports = tasks, supports
+        self._waiting: Counter[tuple[str, ...]] = Counter()
         self._methods = {
             "tasks/get": self._get,
             "tasks/list": self._list,
@@ -111,7 +118,7 @@ class Earlier:
             return await self._made(ctx, call_next)
         answer = await call_next(ctx)
         if ctx.method == "initialize":
-            return _able(answer)
+            return _able(answer, lists=self._tasks.caller() != messages.Caller())
         return await self._listed(answer) if ctx.method == "tools/list" else answer
 
     async def _listed(self, answer: HandlerResult) -> HandlerResult:
@@ -126,11 +133,11 @@ class Earlier:
     async def _made(self, ctx: Context, call_next: CallNext) -> HandlerResult:
         """`tools/call` as a task: its handle. The server's own middleware is around it, as around any call."""
         params = cast("Mapping[str, Any]", ctx.params)
-        name, wish = params.get("name"), params["task"]
+        name = params.get("name")
         if not isinstance(name, str) or await self._supports(name) is TaskSupport.FORBIDDEN:
             await self._tasks.refuse(ctx, METHOD_NOT_FOUND, "task_forbidden", "")
             raise MCPError(METHOD_NOT_FOUND, "the tool does not run as a task: call it without `task`")
-        making = Making(wish.get("ttl") if isinstance(wish, Mapping) else None)
+        making = Making(_wished(params["task"]))
         token = _making.set(making)
         try:
             answer = await call_next(ctx)
@@ -183,6 +190,16 @@ class Earlier:
     async def _result(self, ctx: Context) -> HandlerResult:
         """Wait for the task's end, and meanwhile put its questions to whoever waits (Result Retrieval)."""
         view = await self._look(ctx)
+        if not view.status.terminal:
+            with self._counted(ctx):
+                view = await self._waited(ctx, view)
+        outcome = wire_2025.outcome(view)
+        if "error" in outcome:
+            raise MCPError(outcome["error"]["code"], outcome["error"]["message"], outcome["error"].get("data"))
+        return cast("dict[str, Any]", outcome["result"])
+
+    async def _waited(self, ctx: Context, view: TaskView) -> TaskView:
+        """The task once it has ended."""
         asking: Asking = {}
         asked: Counter[str] = Counter()
         with self._moves(view) as moved:
@@ -190,17 +207,49 @@ class Earlier:
                 while not view.status.terminal:
                     self._ask(ctx, view, asking, asked, moved)
                     await _pause(moved)
-                    seen, view = view, await self._look(ctx)
+                    if await _gone(ctx):
+                        raise MCPError(CONNECTION_CLOSED, "whoever waited is gone")
+                    seen, view = view, await self._newer(ctx, view)
                     if (seen.status, seen.status_message) != (view.status, view.status_message):
                         await _outbound(ctx).notify("notifications/tasks/status", wire_2025.task(view))
             finally:
                 for one in asking.values():
                     one.cancel()
                 await asyncio.gather(*asking.values(), return_exceptions=True)
-        outcome = wire_2025.outcome(view)
-        if "error" in outcome:
-            raise MCPError(outcome["error"]["code"], outcome["error"]["message"], outcome["error"].get("data"))
-        return cast("dict[str, Any]", outcome["result"])
+        return view
+
+    @contextlib.contextmanager
+    def _counted(self, ctx: Context) -> Generator[None]:
+        """One more call that waits, if there may be one."""
+        who = self._whose(ctx)
+        if self._waiting[who] >= CALLER_MAX or self._waiting.total() >= WAITING_MAX:
+            told = f"at most {CALLER_MAX} calls of a caller wait, {WAITING_MAX} of all: end one, or use tasks/get"
+            data = {"retriable": True, "written": "nothing", "retryAfterMs": int(LOOK_EVERY_S * 1000)}
+            raise MCPError(RateLimited.code, told, data)
+        self._waiting[who] += 1
+        try:
+            yield
+        finally:
+            self._waiting[who] -= 1
+            if not self._waiting[who]:
+                del self._waiting[who]
+
+    def _whose(self, ctx: Context) -> tuple[str, ...]:
+        """Whose call it is; anonymous callers are told apart by their address."""
+        who = self._tasks.caller()
+        if who.token:
+            return (digest(who.token),)
+        return (who.iss, who.sub, who.client_id) if who.credential else (described(ctx).address,)
+
+    async def _newer(self, ctx: Context, view: TaskView) -> TaskView:
+        """The task as it is now; the same when it did not move, or while the trail does not answer."""
+        try:
+            now = await self._look(ctx, status_only=True)
+        except MCPError as error:
+            if isinstance(error.error.data, Mapping) and cast("Mapping[str, object]", error.error.data)["retriable"]:
+                return view
+            raise
+        return await self._look(ctx) if now.seq != view.seq else view
 
     def _ask(self, ctx: Context, view: TaskView, asking: Asking, asked: Counter[str], moved: asyncio.Event) -> None:
         """Put what is outstanding and not put yet, or whose answer was none; take back what somebody else answered."""
@@ -262,12 +311,34 @@ class Earlier:
             stop()
 
 
-def _able(answer: HandlerResult) -> HandlerResult:
-    """`initialize` with what this server can do, once both speak this revision."""
+def _able(answer: HandlerResult, *, lists: bool) -> HandlerResult:
+    """`initialize` with what this server can do for this client, once both speak this revision."""
     told = cast("dict[str, Any]", answer)
     if told.get("protocolVersion") == wire_2025.REVISION:
-        told["capabilities"] = {**told["capabilities"], "tasks": _CAPABILITY}
+        able = {"list": {}, **_CAPABILITY} if lists else _CAPABILITY
+        told["capabilities"] = {**told["capabilities"], "tasks": able}
     return told
+
+
+def _wished(task: object) -> int | None:
+    """The time to live that a call asks for.
+
+    Raises:
+        MCPError: it is none.
+    """
+    if not isinstance(task, Mapping):
+        raise MCPError(INVALID_PARAMS, "task is not an object")
+    ttl = cast("Mapping[str, object]", task).get("ttl")
+    if ttl is None or (isinstance(ttl, int) and not isinstance(ttl, bool) and 0 < ttl <= TTL_MAX_MS):
+        return ttl
+    raise MCPError(INVALID_PARAMS, f"task.ttl is not a whole number of milliseconds from 1 to {TTL_MAX_MS}")
+
+
+async def _gone(ctx: Context) -> bool:
+    """Whether the request's connection has ended, and its client cannot take the stream up again on another."""
+    disconnected = getattr(ctx.request, "is_disconnected", None)
+    resumable = ctx.close_sse_stream is not None  # given where streams are stored
+    return disconnected is not None and not resumable and await disconnected()
 
 
 def _outbound(ctx: Context) -> Any:  # noqa: ANN401 - the SDK's own

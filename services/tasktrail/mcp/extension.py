@@ -14,15 +14,18 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
-from mcp.server import MCPServer
-from mcp.server.context import CallNext, HandlerResult
-from mcp.server.extension import Extension, MethodBinding
-from mcp.server.mcpserver import Context as ToolContext
-from mcp.server.mcpserver.resolve import returns_input_required
-from mcp.server.mcpserver.tools import Tool as SdkTool
-from mcp.shared.exceptions import MCPError
-from mcp_types import CallToolRequestParams, CallToolResult, InputRequiredResult
-from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from tasktrail.mcp.extras import Needs
+
+with Needs(__name__, "the official MCP SDK v2", extra="mcp"):
+    from mcp.server import MCPServer
+    from mcp.server.context import CallNext, HandlerResult
+    from mcp.server.extension import Extension, MethodBinding
+    from mcp.server.mcpserver import Context as ToolContext
+    from mcp.server.mcpserver.resolve import returns_input_required
+    from mcp.server.mcpserver.tools import Tool as SdkTool
+    from mcp.shared.exceptions import MCPError
+    from mcp_types import CallToolRequestParams, CallToolResult, InputRequiredResult
+    from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from tasktrail.events.errors import TasktrailError
 from tasktrail.events.facts import OnWorkerLost, TaskSupport
@@ -32,7 +35,7 @@ from tasktrail.mcp.link import EmbeddedLink, Link, connected
 from tasktrail.mcp.recording import App, Recording
 from tasktrail.mcp.running import RequestContext as Context
 from tasktrail.mcp.running import Tool
-from tasktrail.mcp.serving import Serving, TaskParams, ToolPolicy, UpdateParams, declared, policy_of
+from tasktrail.mcp.serving import Serving, TaskParams, ToolPolicy, UpdateParams, declared, policy_of, warn_of_unknown
 from tasktrail.services import wire
 from tasktrail.services.access.claims import TEXT_MAX
 from tasktrail.services.messages import DEFINED_MAX
@@ -116,6 +119,7 @@ class Tasks(Extension):
         self._server = server
         if self._tasks.listen not in server.middleware:
             server.middleware.extend((self._tasks.listen, self._earlier))
+        warn_of_unknown(self._tools, {tool.name for tool in await server.list_tools()})
         async with self._tasks.open(server.name, self._defined):
             yield
 

@@ -21,20 +21,23 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from fastmcp.exceptions import FastMCPError, NotFoundError
-from fastmcp.exceptions import ToolError as FastMCPToolError
-from fastmcp.server.context import Context as ToolContext
-from fastmcp.server.dependencies import bind_request_context, extract_version_spec, fastmcp_request_ctx
-from fastmcp.server.extensions import MethodBinding, ServerExtension, ToolCallContinuation, ToolCallOutcome
-from fastmcp.tools.base import InputRequiredToolResult, ToolResult
-from fastmcp.tools.base import Tool as FastMCPTool
-from fastmcp.utilities.async_utils import is_coroutine_function
-from fastmcp.utilities.versions import VersionSpec
-from mcp.server.mcpserver.resolve import returns_input_required
-from mcp.shared.exceptions import MCPError
-from mcp_types import CallToolRequestParams, CallToolResult, InputRequiredResult, TextContent
-from mcp_types.version import LATEST_HANDSHAKE_VERSION, MODERN_PROTOCOL_VERSIONS
-from pydantic import BaseModel, ConfigDict
+from tasktrail.mcp.extras import Needs
+
+with Needs(__name__, "FastMCP 4", extra="fastmcp"):
+    from fastmcp.exceptions import FastMCPError, NotFoundError
+    from fastmcp.exceptions import ToolError as FastMCPToolError
+    from fastmcp.server.context import Context as ToolContext
+    from fastmcp.server.dependencies import bind_request_context, extract_version_spec, fastmcp_request_ctx
+    from fastmcp.server.extensions import MethodBinding, ServerExtension, ToolCallContinuation, ToolCallOutcome
+    from fastmcp.tools.base import InputRequiredToolResult, ToolResult
+    from fastmcp.tools.base import Tool as FastMCPTool
+    from fastmcp.utilities.async_utils import is_coroutine_function
+    from fastmcp.utilities.versions import VersionSpec
+    from mcp.server.mcpserver.resolve import returns_input_required
+    from mcp.shared.exceptions import MCPError
+    from mcp_types import CallToolRequestParams, CallToolResult, InputRequiredResult, TextContent
+    from mcp_types.version import LATEST_HANDSHAKE_VERSION, MODERN_PROTOCOL_VERSIONS
+    from pydantic import BaseModel, ConfigDict
 
 from tasktrail.events.facts import OnWorkerLost, TaskSupport
 from tasktrail.mcp.definitions import definition_sha256
@@ -42,7 +45,7 @@ from tasktrail.mcp.earlier import Earlier, making_of
 from tasktrail.mcp.link import EmbeddedLink, Link, connected
 from tasktrail.mcp.recording import App, Recording
 from tasktrail.mcp.running import RequestContext, Tool
-from tasktrail.mcp.serving import Serving, TaskParams, ToolPolicy, UpdateParams, declared, policy_of
+from tasktrail.mcp.serving import Serving, TaskParams, ToolPolicy, UpdateParams, declared, policy_of, warn_of_unknown
 from tasktrail.services import wire
 from tasktrail.services.messages import DEFINED_MAX
 
@@ -164,7 +167,9 @@ class TasktrailTasks(ServerExtension):
 
     async def _offered(self) -> list[FastMCPTool]:
         """The tools that may become tasks."""
-        return self._able(await self.server.list_tools(run_middleware=False))
+        tools = await self.server.list_tools(run_middleware=False)
+        warn_of_unknown(self._tools, {tool.name for tool in tools})
+        return self._able(tools)
 
     def _able(self, tools: Iterable[FastMCPTool]) -> list[FastMCPTool]:
         return [tool for tool in tools if self._policy(tool).support is not TaskSupport.FORBIDDEN][:DEFINED_MAX]

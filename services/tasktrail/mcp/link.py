@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_SAID_MAX = 300
+_VIOLATION = "violation"
+"""What a NATS server's refusals have in common: `Authorization Violation`, `Permissions Violation for …`."""
 ANSWER_S = 1.9
 """How long a connected adapter waits: its caller is answered within two seconds, and the service says within 1.5 s
 that the trail does not answer."""
@@ -106,17 +109,29 @@ class ConnectedLink(_Heard):
         """Connect and listen for signals.
 
         Raises:
-            NothingWritten: the NATS server does not answer.
+            NothingWritten: the NATS server does not answer, or wants a login.
+            InvalidRequest: the login is for another MCP server.
         """
+        where = ", ".join(self._connection.servers)
         try:
             self._nc = nc = await self._connection.connect(f"tasktrail adapter {self.server}", buffered=False)
             await cast("Any", nc).subscribe(f"{SIGNALS}.{tenant_token(self.server)}.*", cb=self._signalled)
             await nc.flush()
         except (NatsError, OSError) as error:
-            message = (
-                f"no NATS server answers at {', '.join(self._connection.servers)}: {error}; is `tasktrail up` running?"
-            )
+            message = f"no NATS server answers at {where}: {error}; is `tasktrail up` running?"
+            if _VIOLATION in str(error).lower():
+                message = (
+                    f"the NATS server at {where} refuses this login; give the adapter.json in the data directory of "
+                    "the running `tasktrail up`, or its servers/NAME.json for a server that `[[servers]]` names"
+                )
             raise NothingWritten(message) from error
+        if f"permissions {_VIOLATION}" in str(nc.last_error or "").lower():
+            await self.stop()
+            message = (
+                f"this NATS login is not for the MCP server {self.server!r}: give its own file, servers/{self.server}"
+                ".json in tasktrail's data directory, or the name that the login is for"
+            )
+            raise InvalidRequest(message)
 
     async def stop(self) -> None:
         """Close the connection."""
@@ -175,7 +190,10 @@ def connected(target: str | Path | None, server: str, *, by: str = "Tasks") -> C
     """
     text = str(target or os.environ.get(URL_VARIABLE, ""))
     if not text:
-        message = f"say where tasktrail is: {by}.connect('nats://…') or the environment's {URL_VARIABLE}"
+        message = (
+            f"say where tasktrail is: {by}.connect('.tasktrail/adapter.json'), or nats://… of a NATS server of your "
+            f"own; or set {URL_VARIABLE}"
+        )
         raise InvalidRequest(message)
     return ConnectedLink(Connection.from_text(text), server)
 
@@ -199,7 +217,7 @@ class EmbeddedLink(_Heard):
             from tasktrail.services.service import Service  # noqa: PLC0415 - needs the extra `service`
             from tasktrail.services.settings import load  # noqa: PLC0415 - see above
         except ImportError as error:
-            message = f"embedded mode needs the service's packages ({error.name}): pip install 'tasktrail[service,mcp]'"
+            message = f"embedded mode needs the service's packages ({error.name}): pip install 'tasktrail[service]'"
             raise InvalidRequest(message) from error
         self._service = Service(load(os.environ, data=self._data))
         self._service.announce(self.server, self.tell)
@@ -215,13 +233,25 @@ class EmbeddedLink(_Heard):
         """Carry an action out at the service's desk.
 
         Raises:
+            InvalidRequest: it is not of the form that the service takes over NATS.
             NothingWritten: the link is not started, or the trail cannot even be read.
             TasktrailError: the service refused it.
         """
         if self._service is None:
             message = "the adapter is not started: give its `lifespan` to the MCP server"
             raise NothingWritten(message)
-        return await self._service.carry_out(action, said, self.server)
+        return await self._service.carry_out(action, _converted(action, said), self.server)
+
+
+def _converted(action: str, said: Said) -> Said:
+    """A request whose every member is of its type, as after decoding: what a caller said may be anything."""
+    try:
+        return msgspec.convert(msgspec.to_builtins(said), ACTIONS[action][0])
+    except msgspec.ValidationError as error:
+        message = f"{action}: {error}"[:_SAID_MAX]
+    except (TypeError, ValueError, RecursionError) as error:
+        message = f"{action}: the payload is not JSON: {error}"
+    raise InvalidRequest(message)
 
 
 class _Answer(msgspec.Struct):

@@ -28,7 +28,7 @@ from mcp_types import INTERNAL_ERROR, Completion, CompletionArgument, Completion
 from tasktrail.events.errors import InvalidRequest
 from tasktrail.mcp.fastmcp import TasktrailTasks, in_task
 from tasktrail.mcp.link import connected
-from tasktrail.mcp.serving import Serving, ToolPolicy, policy_of
+from tasktrail.mcp.serving import Serving, ToolPolicy, policy_of, warn_of_unknown
 from tasktrail.services.messages import Caller
 
 _log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class ProxyTasks(TasktrailTasks):
     """The extension of a proxy: only the tools that are named become tasks."""
 
     _serving = _Forwarding
+    _have: frozenset[str] | None = None
 
     async def _offered(self) -> list[FastMCPTool]:
         """None: the server behind need not be there yet, and what one process asked of it no other can go on with."""
@@ -70,6 +71,10 @@ class ProxyTasks(TasktrailTasks):
 
     def listed(self, tools: Sequence[FastMCPTool]) -> None:
         """The server behind has these tools now: that one was changed is told with the lease."""
+        have = frozenset(tool.name for tool in tools)
+        if have != self._have:
+            self._have = have
+            warn_of_unknown(self._tools, have)
         self._note(self._able(tools))
 
 

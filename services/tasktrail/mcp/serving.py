@@ -16,7 +16,8 @@ import itertools
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 import msgspec
@@ -79,6 +80,15 @@ class ToolPolicy(msgspec.Struct, frozen=True, kw_only=True):
     poll_interval_ms: int | None = None
     on_worker_lost: WhenLost = OnWorkerLost.FAIL
     asks_first: bool = False
+
+
+def warn_of_unknown(named: Iterable[str], have: Collection[str]) -> None:
+    """Tell the log of names, or patterns, in `tools` that fit none of the server's tools: these are never tasks."""
+    for name in named:
+        if not any(fnmatchcase(one, name) for one in have):
+            _log.warning(
+                "`tools` names %r, which this server does not have (it has %s)", name, ", ".join(sorted(have)) or "none"
+            )
 
 
 def policy_of(name: str, said: str | ToolPolicy) -> ToolPolicy:

@@ -11,21 +11,25 @@ connected, a running tasktrail reachable over NATS; embedded, the extra `service
 
 import asyncio
 import contextlib
+import traceback
 import warnings
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import mcp.types as mcp
-from mcp.server.fastmcp import FastMCP
-from mcp.server.lowlevel.server import Server
+from tasktrail.mcp.extras import Needs
 
-from tasktrail.events.errors import InvalidRequest
+with Needs(__name__, "the official MCP SDK v1", extra="mcp-v1"):
+    import mcp.types as mcp
+    from mcp.server.fastmcp import FastMCP
+    from mcp.server.lowlevel.server import Server
+
+from tasktrail.events.errors import InvalidRequest, TasktrailError
 from tasktrail.mcp.leasing import Leasing
 from tasktrail.mcp.link import EmbeddedLink, Link, connected
 from tasktrail.mcp.recording import App, Receive, Recording, Scope, Send
 from tasktrail.mcp.v1.door import Door
-from tasktrail.mcp.v1.handles import Handles
+from tasktrail.mcp.v1.handles import Handles, Serve
 from tasktrail.mcp.v1.notices import Notices
 from tasktrail.mcp.v1.requests import Context
 from tasktrail.mcp.v1.results import Results
@@ -108,14 +112,24 @@ class TasktrailTasks:
         return cls(link, tools, forward_tokens=forward_tokens, require_tasks=require_tasks)
 
     def around(self, app: App, server: AnyServer) -> App:
-        """The server's ASGI application, with tasks. Requests that it turns away itself (401, 403) are on the trail."""
+        """The server's ASGI application, with tasks. Requests that it turns away itself (401, 403) are on the trail.
+
+        Where tasks cannot be served, the ASGI server is told why as its lifespan begins, and does not start.
+        """
         recording = Recording(app, self._link, forward=self._forward, wire=WIRE)
 
         async def served(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "lifespan":
                 await recording(scope, receive, send)
                 return
-            async with self.serving(server):
+            async with contextlib.AsyncExitStack() as stack:
+                try:
+                    await stack.enter_async_context(self.serving(server))
+                except Exception as error:
+                    await _not_started(receive, send, error)
+                    if isinstance(error, TasktrailError):
+                        return  # its message is all that there is to say
+                    raise
                 await app(scope, receive, send)
 
         return served
@@ -129,10 +143,11 @@ class TasktrailTasks:
         low = server._mcp_server if isinstance(server, FastMCP) else server  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] # FastMCP has no public way to the server that it is made of
         if isinstance(server, FastMCP):
             self._see_async(server)
+        listing, calling = _tools_of(low)
         self._link.server = self._link.server or low.name
         await self._link.start()
         stop = self._link.listen(self._signalled)
-        self._enable(low)
+        self._enable(low, listing, calling)
         self._notices.start()
         renewing = asyncio.create_task(Leasing(self._link, self._tools.worker).renew_for_ever(self._tools.defined))
         try:
@@ -157,14 +172,9 @@ class TasktrailTasks:
                 message = f"tool {name!r} is no `async def`: SDK v1 would run it on the event loop, in everybody's way"
                 raise InvalidRequest(message)
 
-    def _enable(self, server: Server[Any, Any]) -> None:
+    def _enable(self, server: Server[Any, Any], listing: Serve, calling: Serve) -> None:
         """Take the place of what the SDK itself has for tasks, and stand before its tools."""
         self._server = server
-        listing = server.request_handlers.get(mcp.ListToolsRequest)
-        calling = server.request_handlers.get(mcp.CallToolRequest)
-        if listing is None or calling is None:
-            message = f"the MCP server {server.name!r} has no tools; register them before it is served"
-            raise InvalidRequest(message)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # that v2 has no such tasks is why this module exists
             experimental = server.experimental  # pyright: ignore[reportDeprecated] # see above
@@ -191,3 +201,25 @@ class TasktrailTasks:
             work.signalled(signal)
         self._results.signalled(ref, signal)
         self._notices.signalled(ref, signal)
+
+
+def _tools_of(server: Server[Any, Any]) -> tuple[Serve, Serve]:
+    """How the server itself lists its tools and calls them.
+
+    Raises:
+        InvalidRequest: it has none.
+    """
+    listing = server.request_handlers.get(mcp.ListToolsRequest)
+    calling = server.request_handlers.get(mcp.CallToolRequest)
+    if listing is None or calling is None:
+        message = f"the MCP server {server.name!r} has no tools; register them before it is served"
+        raise InvalidRequest(message)
+    return listing, calling
+
+
+async def _not_started(receive: Receive, send: Send, error: Exception) -> None:
+    """Answer the lifespan's beginning with why it fails. Only raised, uvicorn takes it for "no lifespan" and serves."""
+    ours = f"tasktrail: {error.message}" if isinstance(error, TasktrailError) else ""
+    why = ours or "".join(traceback.format_exception(error))
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": why})

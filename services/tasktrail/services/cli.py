@@ -31,7 +31,7 @@ def main() -> NoReturn:
         name = (error.name or "").partition(".")[0]
         if name == "tasktrail":
             raise
-        extra = "service,mcp" if name == "mcp" else "service"
+        extra = f"service,{name}" if name in {"mcp", "fastmcp"} else "service"
         complain(f"{name} is not installed; run: pip install 'tasktrail[{extra}]'")
         sys.exit(EXIT_USAGE)
     except BrokenPipeError:

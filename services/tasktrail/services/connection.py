@@ -91,13 +91,16 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
         except OSError as error:
             url = f"nats://{path}" if ":" in str(path) else "nats://host:4222"
             message = (
-                f"{path.absolute()}: {error.strerror}; give a NATS URL ({url}), "
-                "or the adapter.json of a running `tasktrail up`"
+                f"{path.absolute()}: {error.strerror}; give the adapter.json in the data directory of a running "
+                f"`tasktrail up`, or the URL of a NATS server of your own ({url})"
             )
             raise InvalidRequest(message) from None
         except msgspec.DecodeError as error:
             message = f"{path} is no connection file ({error}); start `tasktrail up` again to have it written anew"
             raise InvalidRequest(message) from None
+        if not found.servers:
+            message = f"{path} names no NATS server; start `tasktrail up` again to have it written anew"
+            raise InvalidRequest(message)
         if found.credentials:
             found = msgspec.structs.replace(found, credentials=str(path.parent / found.credentials))
         return found
@@ -192,6 +195,9 @@ def _nats_url(text: str) -> SplitResult:
         fits = False
     if not fits:
         shown = f"{url.scheme}://…" if url.scheme else "a text without a scheme"
-        message = f"{shown} is no NATS URL; write nats://host:4222, several separated by commas"
+        message = (
+            f"{shown} is no NATS URL; write nats://host:4222, several separated by commas, or give the adapter.json in "
+            "the data directory of a running `tasktrail up`"
+        )
         raise InvalidRequest(message)
     return url

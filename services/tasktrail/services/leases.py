@@ -36,8 +36,8 @@ LOOK_MS_MAX = 1_000
 """How often, at the most rarely, it is looked whether the broker answers."""
 LOOKS_PER_LEASE = 4
 AT_ONCE = 256
-WORKERS_MAX = 1_000
-"""How many processes of one MCP server may have a lease, and no task, in one process of the service."""
+WORKERS_MAX, WORKERS_OF_ALL = 1_000, 10_000
+"""How many processes of one MCP server, and of all, may have a lease, and no task, in one process of the service."""
 NAP_MS = 60_000
 
 
@@ -93,17 +93,30 @@ class Leases:
             nats.errors.Error: the stream of timers is not there or does not answer.
         """
         one = Worker(server, worker)
-        if one not in self._until and one not in self._tasks:
-            idle = sum(known.server == server and known not in self._tasks for known in self._until)
-            if idle >= WORKERS_MAX:
-                message = (
-                    f"{WORKERS_MAX} processes of this MCP server have a lease and no task; a process has one name for "
-                    f"as long as it lives, and those that are gone are forgotten within {self.lease_ms} ms"
-                )
-                raise RateLimited(message, self.lease_ms)
+        before = self._until.get(one)
+        if before is None and one not in self._tasks:
+            self._see_room(server)
         until_ms = self._now() + self.lease_ms
-        await self._timers.set(_timer(one, until_ms))
-        self._until[one] = until_ms
+        self._until[one] = until_ms  # before the wait: others that come meanwhile count it
+        try:
+            await self._timers.set(_timer(one, until_ms))
+        except BaseException:
+            if before is None:
+                self._until.pop(one, None)
+            else:
+                self._until[one] = before
+            raise
+
+    def _see_room(self, server: str) -> None:
+        """Raises RateLimited: processes without a task have as many leases as there may be."""
+        idle = [known for known in self._until if known not in self._tasks]
+        if len(idle) >= WORKERS_OF_ALL or sum(known.server == server for known in idle) >= WORKERS_MAX:
+            message = (
+                f"{WORKERS_MAX} processes of this MCP server, or {WORKERS_OF_ALL} of all, have a lease and no task; a "
+                f"process has one name for as long as it lives, and those that are gone are forgotten within "
+                f"{self.lease_ms} ms"
+            )
+            raise RateLimited(message, self.lease_ms)
 
     def observe(self, state: State) -> None:
         """A task moved: whose is it now? Never waits."""

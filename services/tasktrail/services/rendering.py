@@ -152,8 +152,8 @@ def _facts(task: TaskShown, timeline: Timeline, now: datetime) -> Iterator[tuple
     yield (
         "tool",
         Text(
-            f"{printable(task.tool)} on {printable(task.server)} "
-            f"(task {printable(task.task_support)}, wire {printable(task.wire)})"
+            f"{printable(task.tool)} on {printable(task.server)} (task {printable(task.task_support)}"
+            + (f", wire {printable(task.wire)})" if task.wire else ")")
         ),
     )
     yield "made by", Text(_made_by(task, timeline))

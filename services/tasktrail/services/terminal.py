@@ -87,6 +87,8 @@ def up(  # noqa: PLR0913 - one for each option
     demo: Annotated[bool, typer.Option("--demo", help="Also run a demo MCP server with traffic.")] = False,
 ) -> None:
     """Run the service until Ctrl-C."""
+    if demo:
+        import_module("mcp")  # the demo runs in a process of its own, whose words come too late
     with _told():
         settings = load(os.environ, config, data=data, host=host, port=port, nats_url=nats, nats_server=nats_server)
         raise typer.Exit(import_module("tasktrail.services.up").run(settings, demo=demo))

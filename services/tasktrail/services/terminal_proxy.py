@@ -1,16 +1,19 @@
 """`tasktrail proxy`: turns slow tools of an MCP server that nobody will change into tasks. See `tasktrail.mcp.proxy`.
 
 Guarantees: says where it listens once it answers; a foreseen failure is one line on standard error and
-an exit code; ends cleanly on SIGINT and SIGTERM. Needs fastmcp. `register` adds the command to an app.
+an exit code; what is odd about the server behind is a line there too, but stops nothing, for it need not be there yet;
+ends cleanly on SIGINT and SIGTERM. Needs fastmcp. `register` adds the command to an app.
 
     register(app)
 """
 
 import asyncio
 import os
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -61,14 +64,30 @@ def proxy(  # noqa: PLR0913 - one for each option
     try:
         behind = engine.Upstream(url=upstream, command=tuple(command or ()))
         tools = engine.policies(_supports(task or []))
-        app = engine.proxy(behind, _target(connect), tools, server=server).http_app()
-        asyncio.run(import_module("tasktrail.services.proxy_server").serve(app, host, port))
+        made = engine.proxy(behind, _target(connect), tools, server=server)
+        served = import_module("tasktrail.services.proxy_server")
+        seen = served.Behind(_shown(upstream, command or []), made.client_factory, spawned=not upstream)
+        asyncio.run(served.serve(made.http_app(), host, port, seen))
     except InvalidRequest as error:
         complain(error.message)
         raise typer.Exit(EXIT_USAGE) from None
     except TasktrailError as error:
         complain(error.message)
         raise typer.Exit(EXIT_UNAVAILABLE) from None
+
+
+def _shown(upstream: str, command: list[str]) -> str:
+    """The server behind, for people: a URL's host and port, for the rest of it may be secret; or a command.
+
+    Raises:
+        InvalidRequest: there is no such command.
+    """
+    if upstream:
+        return urlsplit(upstream).netloc.rpartition("@")[2]
+    if shutil.which(command[0]) is None:
+        message = f"{command[0]!r:.80} is no command that can be run here: install it, or give its path"
+        raise InvalidRequest(message)
+    return Path(command[0]).name
 
 
 def _supports(said: list[str]) -> dict[str, tuple[str, bool]]:

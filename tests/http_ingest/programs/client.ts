@@ -6,13 +6,16 @@ import { createInterface } from "node:readline";
 import { Client } from "@modelcontextprotocol/sdk/client/index.js";
 import { StdioClientTransport } from "@modelcontextprotocol/sdk/client/stdio.js";
 import { CallToolResultSchema, CreateTaskResultSchema, type McpError } from "@modelcontextprotocol/sdk/types.js";
+import { Between } from "./between.ts";
 
-type Said = { id: number; op: string; name: string; file?: string; quarter?: string; task?: string };
+type Losing = { urls?: string; times?: number };
+type Said = { id: number; op: string; name: string; file?: string; quarter?: string; task?: string } & Losing;
 
 const clients = new Map<string, Client>();
+const between = new Between();
+const env = { ...process.env } as Record<string, string>;
 
 async function open(name: string, file: string): Promise<number | null> {
-  const env = process.env as Record<string, string>;
   const transport = new StdioClientTransport({ command: process.execPath, args: [file], env, stderr: "inherit" });
   const client = new Client({ name, version: "1" });
   await client.connect(transport);
@@ -21,8 +24,19 @@ async function open(name: string, file: string): Promise<number | null> {
   return transport.pid;
 }
 
-async function done({ op, name, file = "", quarter, task = "" }: Said): Promise<unknown> {
+/** What servers opened from now on ask of tasktrail goes by a way that loses some of it. */
+async function lose({ urls, times = Infinity }: Losing): Promise<null> {
+  if (env["TASKTRAIL"] === process.env["TASKTRAIL"]) env["TASKTRAIL"] = await between.listen(env["TASKTRAIL"]!);
+  between.loss = urls === undefined ? undefined : { urls, times };
+  between.passed.length = between.lost.length = 0;
+  return null;
+}
+
+async function done(said: Said): Promise<unknown> {
+  const { op, name, file = "", quarter, task = "" } = said;
   if (op === "open") return open(name, file);
+  if (op === "lose") return lose(said);
+  if (op === "seen") return { passed: between.passed, lost: between.lost };
   const client = clients.get(name)!;
   const tasks = client.experimental.tasks;
   switch (op) {

@@ -1,18 +1,22 @@
 """Loading is appending in larger transactions: the same rows, whatever the cuts, and all of a batch or nothing."""
 
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 
 import duckdb
 import pytest
 from tests.events.test_golden import RELEASES, bodies
-from tests.projections.audit.histories import Trail
+from tests.projections.audit.histories import Trail, mixed
 from tests.projections.audit.stores import contents, fed, opened
 from tests.projections.audit.test_store import spoilt
 
 from tasktrail.events.entry import decode
 from tasktrail.events.subjects import access_subject, task_subject
 from tasktrail.projections.audit import loading
+from tasktrail.projections.audit.batch import Batch
 from tasktrail.projections.audit.columns import Message
 from tasktrail.projections.audit.errors import AuditStoreError
 from tasktrail.projections.audit.store import AuditStore
@@ -134,4 +138,52 @@ def test_an_unbound_store_loads_nothing(tmp_path: Path) -> None:
     store = AuditStore.open(tmp_path / "audit.duckdb")
     with pytest.raises(AuditStoreError, match="call bind first"), store.loading():
         pass
+    store.close()
+
+
+def test_what_is_rejected_counts_towards_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes are held, too: a trail of forged messages must not be taken up in one piece."""
+    handed = list[int]()
+    insert = Batch.insert
+
+    def counted(batch: Batch, cursor: duckdb.DuckDBPyConnection) -> None:
+        handed.append(batch.size)
+        insert(batch, cursor)
+
+    monkeypatch.setattr(Batch, "insert", counted)
+    monkeypatch.setattr(loading, "BATCH", 11)
+    trail = mixed(60)
+    trail.messages[:] = [message._replace(msg_id="forged") for message in trail.messages]
+    loaded(tmp_path / "audit.duckdb", trail).close()
+    assert max(handed) < 2 * 11 < len(trail.messages)
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("where", "name"), [(loading, "read"), (Queue, "put"), (ThreadPoolExecutor, "submit"), (loading.Loading, "_settle")]
+)
+def test_a_load_that_is_interrupted_anywhere_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: object, name: str
+) -> None:
+    """Ctrl-C between any two steps: the thread ends, nothing stays of the last transaction, the store goes on."""
+    trail = mixed(60)
+    store = opened(tmp_path / "audit.duckdb")
+    monkeypatch.setattr(loading, "BATCH", 11)
+
+    def load_on_until() -> None:
+        with store.loading() as load:
+            if name != "submit":
+                load(trail.messages[:25])
+            monkeypatch.setattr(where, name, interrupted)
+            load(trail.messages[25:])
+
+    with pytest.raises(KeyboardInterrupt):
+        load_on_until()
+    monkeypatch.undo()
+    assert not [one for one in threading.enumerate() if one.name.startswith("audit-load")]
+    assert store.position().last_seq == 0
+    assert store.append(trail.messages).last_seq == trail.messages[-1].stream_seq
     store.close()

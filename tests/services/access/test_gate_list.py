@@ -7,9 +7,11 @@ import msgspec
 import pytest
 from tests.services.access.rig import ANA, ANONYMOUS, CHANNEL, Rig, call, caller
 
+from tasktrail.events.authority import Method
 from tasktrail.events.errors import InvalidRequest, RateLimited
 from tasktrail.events.facts import AccessDenied, Status, TaskPolled
 from tasktrail.services import messages
+from tasktrail.services.access.listing import NotListed
 from tasktrail.services.access.policy import shipped
 from tasktrail.services.messages import Listed
 
@@ -24,17 +26,28 @@ async def listed(rig: Rig, who: messages.Caller = ANA, cursor: str = "", limit: 
 
 @pytest.mark.requirement("L3", "A1")
 async def test_everybody_lists_what_get_opens_for_them_the_newest_first(rig: Rig) -> None:
-    """Also anonymous callers, who are one; nobody sees another's."""
+    """Nobody sees another's."""
     made = []
     for number in range(3):
         rig.clock.advance(1)
         made.append((await rig.create(made=f"c{number}")).task_id)
     theirs = await rig.create(who=caller("eve"), made="e")
-    nobodys = await rig.create(who=ANONYMOUS, made="a")
     assert [one.task_id for one in (await listed(rig)).tasks] == made[::-1]
     assert [one.task_id for one in (await listed(rig, caller("eve"))).tasks] == [theirs.task_id]
-    assert [one.task_id for one in (await listed(rig, ANONYMOUS)).tasks] == [nobodys.task_id]
     assert await listed(rig, caller("ana", client_id="other")) == Listed()
+
+
+@pytest.mark.requirement("A1", "A2")
+@pytest.mark.parametrize("who", [ANONYMOUS, caller(method=Method.NONE)])
+async def test_nothing_is_listed_for_callers_who_cannot_be_told_apart(rig: Rig, who: messages.Caller) -> None:
+    """Task Listing: without a credential everybody would see everybody's. Their tasks open by their ids as ever."""
+    nobodys = await rig.create(who=who, made="a")
+    with pytest.raises(NotListed) as refused:
+        await listed(rig, who)
+    assert (refused.value.code, refused.value.retriable) == (-32601, False)
+    ((_, _, denied),) = await rig.denials()
+    assert (denied.method, denied.code, set(denied.reasons)) == ("tasks/list", -32601, {"anonymous-not-allowed"})
+    assert (await rig.get(nobodys.task_id, who)).task_id == nobodys.task_id
 
 
 @pytest.mark.requirement("L3")

@@ -261,6 +261,14 @@ async def test_without_the_responder_token_there_is_nothing_but_health(
     assert "ttr_" not in caplog.text
 
 
+async def test_the_schema_says_that_a_servers_token_is_good_for_it_too(client: httpx.AsyncClient) -> None:
+    """docs/typescript.md: the document is read with the token of an MCP server, which opens nothing else here."""
+    async with httpx.AsyncClient(base_url=client.base_url, trust_env=False) as bare:
+        answers = [await bare.get(path) for path in ("/schema/openapi.json", "/api/v1/tasks")]
+    said = [is_problem(answer, 401, "unauthorised") for answer in answers]
+    assert ["the token of an MCP server" in one for one in said] == [True, False], said
+
+
 async def test_two_credentials_are_none(client: httpx.AsyncClient) -> None:
     headers = [("Authorization", f"Bearer {TOKEN}"), ("Authorization", "Bearer other")]
     async with httpx.AsyncClient(base_url=client.base_url, trust_env=False) as bare:

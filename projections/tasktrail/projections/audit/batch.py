@@ -83,19 +83,20 @@ class Batch:
     def __init__(self, after: int) -> None:
         self._after = after
         self.size = 0
-        """How many entries are in it."""
+        """How many messages are in it, accepted or not."""
         self.bytes = 0
         """How many bytes these have."""
         self._tables: dict[str, list[pa.RecordBatch]] = {table: [] for table in _SCHEMAS if table != "tasks"}
 
     def take(self, rows: Rows) -> tuple[int, int]:
-        """Add what the next messages came to; how many entries these are, and their bytes."""
+        """Add what the next messages came to; how many of them became rows, and their bytes."""
         for table, batches in self._tables.items():
             some = getattr(rows, table)
             if some:
                 batches.append(_columns(table, some))
-        size = len(rows.entries) + len(rows.plain_entries)
+        size = len(rows.entries) + len(rows.plain_entries) + len(rows.rejected)
         length = sum(len(one.body) for one in rows.entries) + sum(len(one.body) for one in rows.plain_entries)
+        length += sum(len(one.body) for one in rows.rejected if one.body is not None)
         self.size += size
         self.bytes += length
         return size, length

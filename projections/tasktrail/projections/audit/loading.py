@@ -12,7 +12,7 @@ folds tasks) while DuckDB, in a thread, reads the rest of plain entries, and com
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from queue import Queue
+from queue import Empty, Queue
 from typing import NamedTuple
 
 from tasktrail.projections.audit.batch import Batch
@@ -22,12 +22,13 @@ from tasktrail.projections.audit.task_rows import TaskRow
 from tasktrail.projections.uncollected import uncollected
 
 SIZE = 122_880
-"""Entries of a transaction: a row group of DuckDB's."""
+"""Messages of a transaction: a row group of DuckDB's."""
 BYTES = 192 * 1024 * 1024
-"""Bytes of entries after which a transaction ends earlier."""
+"""Bytes of them after which a transaction ends earlier."""
 BATCH = 40_960
-"""Entries that are inserted at once: each batch waits dozens of times for Python to let go of its lock, 5 ms each."""
+"""Messages that are inserted at once: each batch waits dozens of times for Python to let go of its lock, 5 ms each."""
 BATCH_BYTES = 64 * 1024 * 1024
+_LOOK_S = 0.2
 WAITING = 2
 """Batches that wait to be written, at most."""
 
@@ -65,7 +66,8 @@ class Loading:
         self._batch = Batch(after)
         self._size = self._bytes = 0
         self._tasks, self._before = Tasks(), Tasks()
-        self._queue: Queue[Batch | type[_Abandoned] | None] = Queue(WAITING)
+        self._queue: Queue[Batch | None] = Queue(WAITING)
+        self._given_up = False
         self._open: Future[None] | None = None
         self._ending: Future[None] | None = None
         self._failed = False
@@ -103,9 +105,9 @@ class Loading:
                 known[ref] = row
         known |= self._lookup(unknown)
         rows = read(messages, after=self._last_seq, known=known, plainly=True)
-        entries, size = self._batch.take(rows)
-        self._size += entries
-        self._bytes += size
+        taken, length = self._batch.take(rows)
+        self._size += taken
+        self._bytes += length
         tasks.created |= rows.created
         for ref, row in rows.changed.items():
             (tasks.created if ref in tasks.created else tasks.changed)[ref] = row
@@ -134,9 +136,18 @@ class Loading:
                     pass
 
     def _batches(self) -> Iterator[Batch]:
-        while (batch := self._queue.get()) is not None:
-            if not isinstance(batch, Batch):
+        """What is handed over, until the transaction's end. Looks up now and then: an interrupt may leave no word."""
+        while True:
+            try:
+                batch = self._queue.get(timeout=_LOOK_S)
+            except Empty:
+                batch = None
+                if not self._given_up:
+                    continue
+            if self._given_up:
                 raise _Abandoned
+            if batch is None:
+                return
             yield batch
 
     def _end(self) -> None:
@@ -161,6 +172,5 @@ class Loading:
 
     def close(self) -> None:
         """End the thread; a transaction that is open is given up."""
-        if self._open is not None:
-            self._queue.put(_Abandoned)
+        self._given_up = True
         self._thread.shutdown()

@@ -233,17 +233,18 @@ class Gate:
 
         Raises:
             InvalidRequest: the cursor is none of ours.
-            NotAuthorised: this caller may hold no tasks.
+            NotAuthorised: this caller may hold no tasks, or is nobody in particular (`listing.NotListed`).
             RateLimited: it lists too often.
         """
         after = listing.place(said.cursor)
         async with self._askers.asking(said.caller, said.call, channel) as asking:
             await self._believed(said, asking)
             try:
+                listing.tell_apart(said.caller)
                 self._limits.list(asking.mine, self._settings.poll_interval_ms)
-            except RateLimited:
-                by = asking.authority
-                await self._recorder.denied(by, said.call.method, RateLimited.code, Rule.RATE_LIMITED, "", by.tenant)
+            except (listing.NotListed, RateLimited) as refusal:
+                by, rule = asking.authority, Rule.RATE_LIMITED if refusal.retriable else Rule.ANONYMOUS
+                await self._recorder.denied(by, said.call.method, refusal.code, rule, "", by.tenant)
                 raise
             views: list[TaskView] = []
             last: Handle | None = None

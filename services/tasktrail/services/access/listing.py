@@ -13,20 +13,41 @@ from collections.abc import Iterable
 
 import msgspec
 
+from tasktrail.events.authority import Method
 from tasktrail.events.entry import Entry
-from tasktrail.events.errors import InvalidRequest
+from tasktrail.events.errors import InvalidRequest, NotAuthorised
 from tasktrail.events.subjects import is_task_ref
 from tasktrail.projections.current import State
 from tasktrail.services.access.payloads import Payloads
 from tasktrail.services.access.views import shown
 from tasktrail.services.inventory import Handle
-from tasktrail.services.messages import TaskView
+from tasktrail.services.messages import Caller, TaskView
 from tasktrail.services.sealing import SealError
 
 LOOKED_MAX = 200
 """How many tasks are looked at for one page: some may not open, by policy or because what they held is gone."""
 
 _BAD = "this cursor is none that was given here; list again without one"
+
+
+class NotListed(NotAuthorised):
+    """Whoever sends no credential cannot be told apart from others: there is no list for them (Task Listing)."""
+
+    code = -32601
+    reason = "not_listed"
+
+
+def tell_apart(caller: Caller) -> None:
+    """See that a caller can be told apart from others.
+
+    Raises:
+        NotListed: it has neither token nor credential.
+    """
+    if not caller.token and (caller.credential is None or caller.credential.method is Method.NONE):
+        message = (
+            "tasks are listed for callers with a credential only: send a bearer token, or ask for a task by its id"
+        )
+        raise NotListed(message)
 
 
 class Place(msgspec.Struct, frozen=True):

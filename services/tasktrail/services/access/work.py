@@ -38,9 +38,9 @@ from tasktrail.services.states import States
 from tasktrail.services.work_queue import Offer, WorkQueue
 
 OFFERS_MAX = 16
+"""How many pieces of waiting work are looked at for one that asks."""
 ASKING_MAX = 8
 """How many processes of one MCP server wait for work at a time; more are answered at once."""
-"""How many pieces of waiting work are looked at for one that asks."""
 OTHERS_S, PAUSED_S, RETRY_S = 2.0, 5.0, 1.0
 """After how long work is offered again: of a tool that the last one asking does not have; that policy makes wait; that
 something went wrong with."""

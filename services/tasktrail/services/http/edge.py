@@ -48,6 +48,7 @@ UNAUTHORISED = "unauthorised"
 """The reason of the 401."""
 
 _ALWAYS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
+_OR_A_SERVERS = "or the token of an MCP server that may speak to /ingest/, "
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(:[0-9]{1,5})?")
 _WILDCARDS = frozenset({"", "0.0.0.0", "::", "*"})  # noqa: S104 - recognised, not bound
 
@@ -163,8 +164,8 @@ class Edge:
         return problem(
             401,
             UNAUTHORISED,
-            "send your operator's token, or the one in the file responder.token of the data directory, as "
-            "`Authorization: Bearer …`",
+            "send your operator's token, or the one in the file responder.token of the data directory, "
+            f"{_OR_A_SERVERS if scope['path'].startswith(SCHEMA) else ''}as `Authorization: Bearer …`",
         )
 
 

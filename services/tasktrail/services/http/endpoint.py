@@ -83,7 +83,7 @@ class Endpoint:
             refusal.headers["Allow"] = "POST"
             raise refusal
         server = _server(cast("str", scope["path"]))
-        async with self._turns.reading(_size(scope), requests.peer(scope)):
+        async with self._turns.reading(_size(scope), requests.neighbourhood(requests.peer(scope))):
             body = await _body(receive, self._bytes_max)
             async with self._turns.taken(len(body)):
                 return read(scope, body, server=server, bytes_max=self._bytes_max)

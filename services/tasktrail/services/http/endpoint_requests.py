@@ -9,6 +9,7 @@ elsewhere are cut to. Source: MCP 2026-07-28 and 2025-11-25, streamable HTTP.
 """
 
 import base64
+import ipaddress
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -41,6 +42,7 @@ VERSION, METHOD, NAME = "mcp-protocol-version", "mcp-method", "mcp-name"
 VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
 CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
 
+IPV6 = 6
 NO_SERVER = "tasktrail"
 """The server of a request whose path names none."""
 _ONCE = (VERSION, METHOD, NAME, "authorization", "content-type")
@@ -193,6 +195,15 @@ def peer(scope: Scope) -> str:
     """The address that a request comes from."""
     client = cast("tuple[str, int] | None", scope.get("client"))
     return client[0] if client else ""
+
+
+def neighbourhood(address: str) -> str:
+    """The address, or the /64 of one of IPv6: whoever has one of these has them all (RFC 6177)."""
+    try:
+        known = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    return str(ipaddress.ip_network((known, 64), strict=False)) if known.version == IPV6 else address
 
 
 def _call(scope: Scope, asked: Asked) -> Call:
