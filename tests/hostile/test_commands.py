@@ -43,6 +43,7 @@ DOCUMENTED = {
     "too_large",
     "not_found",
     "not_authorised",
+    "not_listed",
     "command_reused",
 }
 ANSWER_WITHIN_S = 10.0

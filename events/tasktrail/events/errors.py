@@ -10,7 +10,6 @@ expired or malformed handle is always the same `TaskNotFound`, with the same tex
     ├── MissingCapability                  -32021    400      no     denial
     ├── HeaderMismatch                     -32020    400      no     denial
     ├── NotAuthorised                      -32001    403      no     denial
-    │   └── NotListed                      -32601    403      no     denial
     ├── AuthorityPaused                    -32001    403     yes     denial
     ├── RateLimited                        -32029    429     yes     denial
     ├── CommandRefusedError                -32600    409      no     refusal
