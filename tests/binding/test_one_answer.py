@@ -16,6 +16,7 @@ from tests.binding.test_matrix import UNKNOWN
 
 from tasktrail.events.facts import AccessDenied
 from tasktrail.mcp.callers import digest
+from tasktrail.services.connection import settle
 from tasktrail.testing.waiting import until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.requirement("A4")]
@@ -114,7 +115,7 @@ class Wiretap:
     async def __aenter__(self) -> Self:
         for subject in ("$JS.API.STREAM.MSG.GET.>", "$JS.API.DIRECT.GET.>", "trail.1.denied.>"):
             self._subscriptions.append(await self._place.trail.nc.subscribe(subject, cb=self._hear))
-        await self._place.trail.nc.flush()
+        await settle(self._place.trail.nc)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -129,7 +130,7 @@ class Wiretap:
 
         Each is told once.
         """
-        await self._place.trail.nc.flush()
+        await settle(self._place.trail.nc)
         about = [
             msg.subject
             for msg in self._heard

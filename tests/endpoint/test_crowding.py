@@ -77,7 +77,7 @@ async def test_new_tokens_are_no_new_places_for_calls_that_wait(place: Place) ->
             more = await stack.enter_async_context(one.stream("POST", url, content=body))
             assert more.headers["content-type"] == "application/json"
             error = json.loads(await more.aread())["error"]
-            assert (error["code"], error["data"]["retriable"]) == (-32603, True)
+            assert (error["code"], error["data"]["retriable"]) == (-32029, True)
 
 
 def _calling(place: Place, sub: str) -> httpx.AsyncClient:

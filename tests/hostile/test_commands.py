@@ -24,12 +24,11 @@ from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from tasktrail.events.subjects import CURRENT
-from tasktrail.services.connection import Connection
+from tasktrail.services.connection import Connection, settle
 from tasktrail.services.messages import ACTIONS, HANDLE_MAX
 from tasktrail.services.trail import KV_STREAM
 from tasktrail.services.turns import LARGE_BYTES
 from tasktrail.testing.feeding import Feeder, Json, Refused, asked, caller, creation
-from tasktrail.testing.nats import settle
 from tasktrail.testing.rebuild import Book
 from tasktrail.testing.service import UpProcess
 from tasktrail.testing.waiting import until

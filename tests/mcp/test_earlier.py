@@ -27,6 +27,7 @@ from tasktrail.mcp import earlier
 from tasktrail.mcp.extension import Tasks
 from tasktrail.mcp.fastmcp import TasktrailTasks
 from tasktrail.mcp.verifier import Issuer, JwtVerifier
+from tasktrail.services import waiting_results
 from tasktrail.testing.issuer import LocalIssuer
 from tasktrail.testing.service import UpProcess
 from tasktrail.testing.waiting import until
@@ -224,8 +225,9 @@ async def test_few_calls_of_a_caller_wait_and_none_for_a_client_that_is_gone(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """docs/mcp-sdk.md: one call too many is told when to come again; what a killed client left makes room."""
-    monkeypatch.setattr(earlier, "CALLER_MAX", 2)
+    monkeypatch.setattr(waiting_results, "CALLER_MAX", 2)
     monkeypatch.setattr(earlier, "LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr(waiting_results, "LOOK_EVERY_S", 0.2)
     token, wire = place.token("ina"), SessionWire(place.url, place.url)  # one token: by that its calls are counted
     later = await place.clients.open(f"ina-{next(NAMES)}", place.url, token)
     asks, ended = await later.call("asks"), await later.call("greets", name="Ina")

@@ -15,6 +15,7 @@ from nats.aio.msg import Msg
 from tasktrail.events.authority import Authority, Level, Method, PrincipalKind, Trigger, Verification
 from tasktrail.events.entry import Entry
 from tasktrail.events.facts import InputResponded, ResultDisclosed, TaskCompleted, TaskCreated
+from tasktrail.services.connection import settle
 from tasktrail.services.messages import COMMANDS
 from tasktrail.testing.waiting import until
 
@@ -182,14 +183,14 @@ async def test_no_token_id_or_payload_is_in_any_file_log_or_stored_message(
 
     async with opened(mode, tmp_path) as place, place.client() as eve:
         await place.trail.nc.subscribe(">", cb=hear)  # pyright: ignore[reportUnknownMemberType] # nats-py's futures
-        await place.trail.nc.flush()
+        await settle(place.trail.nc)
         token = place.token()
         async with Client(place.url, token) as ana:
             ids = await _busy(place, ana)
         for task_id in ids:
             await eve.get(task_id)
         await until(lambda: len(heard) > 20)
-        await place.trail.nc.flush()
+        await settle(place.trail.nc)
     secrets = {"token": token, "signature": token.rpartition(".")[2], **CANARIES}
     secrets |= {f"task id {number}": task_id for number, task_id in enumerate(ids)}
     found = _in_files(tmp_path, secrets)

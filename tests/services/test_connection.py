@@ -102,7 +102,7 @@ async def test_a_server_that_does_not_take_us_is_told_in_time(
 ) -> None:
     """Never a hang: nats-py itself would try for ever, since a lost connection is to be found again for ever."""
     monkeypatch.setattr(module, "CONNECT_S", 0.5)
-    caplog.set_level(logging.CRITICAL)
+    caplog.set_level(logging.WARNING, "tasktrail")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = {"silent": silent.getsockname()[1], "nobody there": 9}.get(problem, fresh_nats.broker.port)
         begun = time.monotonic()
@@ -110,6 +110,8 @@ async def test_a_server_that_does_not_take_us_is_told_in_time(
             await Connection.from_text(f"nats://tasktrail:secret@127.0.0.1:{port}").connect("test")
         assert time.monotonic() - begun < 5
     assert "secret" not in caplog.text
+    told = [record.getMessage() for record in caplog.records]
+    assert sorted(told) == sorted(set(told)), "each reason is told once"
 
 
 def test_a_connection_file_without_a_server_is_refused(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from tasktrail.services.broker import Broker, BrokerFailed
+from tasktrail.services.connection import settle
 from tasktrail.services.messages import command_subject
-from tasktrail.testing.nats import settle
 
 
 @pytest.fixture
@@ -93,10 +93,10 @@ async def test_a_named_server_speaks_in_its_own_name_and_nobody_else_does(tmp_pa
         assert (await adapter.request("tasktrail.cmd.else.get", b"no name", timeout=5)).data == b"no name"
         for stranger in (adapter, other):
             await stranger.publish("tasktrail.cmd.reports.get", b"forged", reply=stranger.new_inbox())
-            await stranger.flush()
+            await settle(stranger)
             assert 'publish to "tasktrail.cmd.reports.get"' in await asyncio.wait_for(told.get(), 5)
             await stranger.subscribe("tasktrail.signal.reports.*")
-            await stranger.flush()
+            await settle(stranger)
             assert 'subscription to "tasktrail.signal.reports.*"' in await asyncio.wait_for(told.get(), 5)
         for one in (service, reports, other, adapter):
             await one.close()

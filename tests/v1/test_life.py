@@ -5,6 +5,7 @@ Source: MCP 2025-11-25, tasks. Features L1, L3, L4, L8, O2.
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 from tests.mcp.place import only
@@ -13,6 +14,7 @@ from tests.v1.running import Json, Refused
 
 from tasktrail.events.facts import TaskCompleted, TaskCreated, ToolDriftSeen
 from tasktrail.events.tracing import TraceContext
+from tasktrail.services.waiting_results import CALLER_MAX
 from tasktrail.testing.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -203,3 +205,20 @@ async def test_fastmcps_tools_run_as_tasks_unchanged(place: Place) -> None:
     result = await anybody.do("result", task_id=failing["taskId"])
     assert result["isError"]
     assert "on purpose" in told_text(result)
+
+
+@pytest.mark.requirement("L3", "P4")
+async def test_few_calls_of_a_caller_wait_for_results(place: Place, tmp_path: Path) -> None:
+    """One call too many is told when to come again; the others get their answers, and then there is room."""
+    flag = tmp_path / "go on"
+    ana = await place.client(place.creator())
+    tasks = [await ana.call("steps", until=str(flag)) for _ in range(CALLER_MAX + 1)]
+    calls = {asyncio.create_task(ana.do("result", task_id=task["taskId"])): task for task in tasks}
+    [refused], waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    error = refused.exception()
+    assert isinstance(error, Refused)
+    assert error.code == -32029
+    assert error.error["data"] == {"retriable": True, "written": "nothing", "retryAfterMs": 5000}
+    flag.touch()
+    assert {told_text(told) for told in await asyncio.gather(*waiting)} == {"all the way"}
+    assert told_text(await ana.do("result", task_id=calls[refused]["taskId"])) == "all the way"

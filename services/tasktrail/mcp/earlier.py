@@ -2,8 +2,8 @@
 
 Guarantees: such a client's `tools/call` with `task` makes the same task as any other; `tasks/get`, `tasks/list`,
 `tasks/cancel` and `tasks/result` go to the same desk, so they are decided and recorded alike. `tasks/result` blocks
-until the task has ended, and meanwhile puts its questions on its own stream; of one caller at most `CALLER_MAX` calls
-wait, of all `WAITING_MAX`, and none much longer than its client is there. An answer is that of the call which waits:
+until the task has ended, and meanwhile puts its questions on its own stream; how many calls wait is bounded
+(`waiting_results`), and none does much longer than its client is there. An answer is that of the call which waits:
 where the server checks tokens, the SDK lets nobody else use its session; elsewhere, as with the proxy, only the
 question's id, which cannot be guessed, keeps others from answering. An answer that is none is recorded and asked for
 again, a few times in one call. The SDK v2 defines nothing of this at that revision, and lets a middleware answer in its
@@ -28,28 +28,23 @@ from mcp.server.context import CallNext, HandlerResult
 from mcp.shared.exceptions import MCPError
 from mcp_types import CONNECTION_CLOSED, INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, CallToolRequestParams
 
-from tasktrail.events.errors import RateLimited, TasktrailError
+from tasktrail.events.errors import TasktrailError
 from tasktrail.events.facts import TaskSupport
-from tasktrail.mcp.callers import digest, handle_text
-from tasktrail.mcp.link import patiently
+from tasktrail.mcp.callers import handle_text
+from tasktrail.mcp.link import in_turn, patiently
 from tasktrail.mcp.running import RequestContext as Context
 from tasktrail.mcp.running import Tool
 from tasktrail.mcp.serving import Serving, ToolPolicy, described, rpc_error
 from tasktrail.services import messages, wire_2025
 from tasktrail.services.access.claims import TEXT_MAX
 from tasktrail.services.clock import now_ms
-from tasktrail.services.messages import InputAsk, Listed, TaskView
+from tasktrail.services.messages import InputAsk, TaskView
+from tasktrail.services.waiting_results import LOOK_EVERY_S, TooManyWait, WaitingResults, whose
 
 _log = logging.getLogger(__name__)
 
-WAITING_MAX = 64
-CALLER_MAX = 16
 ASKED_MAX = 3
 """How often one call asks one question: answers that are none come again and again from some clients."""
-LOOK_EVERY_S = 5.0
-"""How often a call that waits looks at its task by itself, as signals may be lost, and whether its client is there."""
-CANCELLED_WITHIN_S = 15.0
-"""How long `tasks/cancel` waits for the task to be cancelled: work that does not stop is ended without it sooner."""
 SETTLE_WITHIN_MS = 60_000
 TTL_MAX_MS = 2**53 - 1
 
@@ -100,7 +95,7 @@ class Earlier:
 
     def __init__(self, tasks: Serving, supports: Supports) -> None:
         self._tasks, self._supports = tasks, supports
-        self._waiting: Counter[tuple[str, ...]] = Counter()
+        self._waiting = WaitingResults()
         self._methods = {
             "tasks/get": self._get,
             "tasks/list": self._list,
@@ -151,11 +146,9 @@ class Earlier:
     async def _list(self, ctx: Context) -> HandlerResult:
         cursor: object = (ctx.params or {}).get("cursor", "")
         if not isinstance(cursor, str) or len(cursor) > TEXT_MAX:
-            raise MCPError(INVALID_PARAMS, "this cursor is none that was given here; list again without one")
+            raise MCPError(INVALID_PARAMS, wire_2025.NO_CURSOR)
         said = messages.ListTasks(caller=self._tasks.caller(), call=described(ctx), cursor=cursor)
-        found: Listed = await self._tasks.request("list", said)
-        more = {"nextCursor": found.next_cursor} if found.next_cursor else {}
-        return {"tasks": [wire_2025.task(view) for view in found.tasks], **more}
+        return wire_2025.page(await self._tasks.request("list", said))
 
     async def _cancel(self, ctx: Context) -> HandlerResult:
         """Tell the task to stop, and answer once it is cancelled (Task Cancellation)."""
@@ -173,15 +166,14 @@ class Earlier:
             if wire_2025.status(view) == "cancelled":
                 return wire_2025.task(view)
         if view.status.terminal:
-            raise MCPError(INVALID_PARAMS, f"the task is {wire_2025.status(view)}: it cannot be cancelled any more")
-        message = "the task was told to stop and has not stopped yet: ask for it again"
-        raise MCPError(INTERNAL_ERROR, message, {"retriable": True})
+            raise MCPError(INVALID_PARAMS, wire_2025.over(view))
+        raise MCPError(INTERNAL_ERROR, wire_2025.NOT_STOPPED, {"retriable": True})
 
     async def _ended(self, ctx: Context, moved: asyncio.Event) -> TaskView:
         """The task once it has ended, or as it is after `CANCELLED_WITHIN_S`."""
         view = await self._look(ctx, status_only=True)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CANCELLED_WITHIN_S):
+            async with asyncio.timeout(wire_2025.CANCELLED_WITHIN_S):
                 while not view.status.terminal:
                     await _pause(moved)
                     view = await self._look(ctx, status_only=True)
@@ -189,10 +181,13 @@ class Earlier:
 
     async def _result(self, ctx: Context) -> HandlerResult:
         """Wait for the task's end, and meanwhile put its questions to whoever waits (Result Retrieval)."""
-        view = await self._look(ctx)
+        view = await self._look(ctx, first=True)
         if not view.status.terminal:
-            with self._counted(ctx):
-                view = await self._waited(ctx, view)
+            try:
+                with self._waiting.one(whose(self._tasks.caller(), described(ctx).address)):
+                    view = await self._waited(ctx, view)
+            except TooManyWait as error:
+                raise rpc_error(error) from error
         outcome = wire_2025.outcome(view)
         if "error" in outcome:
             raise MCPError(outcome["error"]["code"], outcome["error"]["message"], outcome["error"].get("data"))
@@ -218,35 +213,13 @@ class Earlier:
                 await asyncio.gather(*asking.values(), return_exceptions=True)
         return view
 
-    @contextlib.contextmanager
-    def _counted(self, ctx: Context) -> Generator[None]:
-        """One more call that waits, if there may be one."""
-        who = self._whose(ctx)
-        if self._waiting[who] >= CALLER_MAX or self._waiting.total() >= WAITING_MAX:
-            told = f"at most {CALLER_MAX} calls of a caller wait, {WAITING_MAX} of all: end one, or use tasks/get"
-            data = {"retriable": True, "written": "nothing", "retryAfterMs": int(LOOK_EVERY_S * 1000)}
-            raise MCPError(RateLimited.code, told, data)
-        self._waiting[who] += 1
-        try:
-            yield
-        finally:
-            self._waiting[who] -= 1
-            if not self._waiting[who]:
-                del self._waiting[who]
-
-    def _whose(self, ctx: Context) -> tuple[str, ...]:
-        """Whose call it is; anonymous callers are told apart by their address."""
-        who = self._tasks.caller()
-        if who.token:
-            return (digest(who.token),)
-        return (who.iss, who.sub, who.client_id) if who.credential else (described(ctx).address,)
-
     async def _newer(self, ctx: Context, view: TaskView) -> TaskView:
         """The task as it is now; the same when it did not move, or while the trail does not answer."""
         try:
             now = await self._look(ctx, status_only=True)
         except MCPError as error:
-            if isinstance(error.error.data, Mapping) and cast("Mapping[str, object]", error.error.data)["retriable"]:
+            told: object = error.error.data
+            if isinstance(told, Mapping) and cast("Mapping[str, object]", told).get("retriable"):
                 return view
             raise
         return await self._look(ctx) if now.seq != view.seq else view
@@ -284,18 +257,20 @@ class Earlier:
             _log.info("an answer to a question of task %s was refused: %s", view.task_ref, refusal.error.message)
         moved.set()
 
-    async def _look(self, ctx: Context, *, status_only: bool = False) -> TaskView:
+    async def _look(self, ctx: Context, *, status_only: bool = False, first: bool = False) -> TaskView:
         handle = handle_text((ctx.params or {}).get("taskId"))
         said = messages.GetTask(
             caller=self._tasks.caller(), call=described(ctx), task_id=handle, status_only=status_only
         )
-        view: TaskView = await (self._tasks.request if status_only else self._patiently)("get", said)
+        asked = self._tasks.request("get", said) if status_only else self._patiently("get", said, first=first)
+        view: TaskView = await asked
         return view
 
-    async def _patiently(self, action: str, said: messages.Said) -> Any:  # noqa: ANN401 - the action's reply
-        """Carry an action out, again and again while it cannot be."""
+    async def _patiently(self, action: str, said: messages.Said, *, first: bool = False) -> Any:  # noqa: ANN401 - the action's reply
+        """Carry an action out, again and again while it cannot be; a `first` look waits for the trail only."""
+        by = in_turn if first else patiently
         try:
-            return await patiently(self._tasks.link, action, said, until_ms=now_ms() + SETTLE_WITHIN_MS, now_ms=now_ms)
+            return await by(self._tasks.link, action, said, until_ms=now_ms() + SETTLE_WITHIN_MS, now_ms=now_ms)
         except TasktrailError as error:
             raise rpc_error(error) from error
 

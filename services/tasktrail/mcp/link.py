@@ -33,7 +33,7 @@ from tasktrail.events.errors import (
     TooLarge,
 )
 from tasktrail.events.subjects import tenant_token
-from tasktrail.services.connection import Connection
+from tasktrail.services.connection import VIOLATION, Connection, settle
 from tasktrail.services.messages import ACTIONS, SIGNALS, Failed, Said, Signal, command_subject
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _SAID_MAX = 300
-_VIOLATION = "violation"
 """What a NATS server's refusals have in common: `Authorization Violation`, `Permissions Violation for …`."""
 ANSWER_S = 1.9
 """How long a connected adapter waits: its caller is answered within two seconds, and the service says within 1.5 s
@@ -116,16 +115,16 @@ class ConnectedLink(_Heard):
         try:
             self._nc = nc = await self._connection.connect(f"tasktrail adapter {self.server}", buffered=False)
             await cast("Any", nc).subscribe(f"{SIGNALS}.{tenant_token(self.server)}.*", cb=self._signalled)
-            await nc.flush()
+            await settle(nc)
         except (NatsError, OSError) as error:
             message = f"no NATS server answers at {where}: {error}; is `tasktrail up` running?"
-            if _VIOLATION in str(error).lower():
+            if VIOLATION in str(error).lower():
                 message = (
                     f"the NATS server at {where} refuses this login; give the adapter.json in the data directory of "
                     "the running `tasktrail up`, or its servers/NAME.json for a server that `[[servers]]` names"
                 )
             raise NothingWritten(message) from error
-        if f"permissions {_VIOLATION}" in str(nc.last_error or "").lower():
+        if f"permissions {VIOLATION}" in str(nc.last_error or "").lower():
             await self.stop()
             message = (
                 f"this NATS login is not for the MCP server {self.server!r}: give its own file, servers/{self.server}"
@@ -339,3 +338,18 @@ async def patiently(  # noqa: PLR0913 - a request, and until when
         else:
             await asyncio.sleep(wait_s)
         pause_s = min(2 * pause_s, PAUSE_MAX_S)
+
+
+async def in_turn(link: Link, action: str, said: Said, *, until_ms: int, now_ms: Callable[[], int]) -> Any:  # noqa: ANN401 - as above
+    """As `patiently`, but whoever asks too often is told so instead of waiting here, where nobody counts who waits.
+
+    Raises:
+        RateLimited: the first try met a limit.
+        TasktrailError: as `patiently`.
+    """
+    try:
+        return await link.request(action, said)
+    except TasktrailError as error:
+        if error.code == RateLimited.code or not error.retriable:
+            raise
+    return await patiently(link, action, said, until_ms=until_ms, now_ms=now_ms)

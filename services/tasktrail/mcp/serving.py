@@ -35,7 +35,7 @@ from mcp_types import (
 )
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
-from tasktrail.events.errors import InvalidRequest, TaskNotFound, TasktrailError
+from tasktrail.events.errors import InvalidRequest, TasktrailError
 from tasktrail.events.facts import OnWorkerLost, TaskSupport
 from tasktrail.mcp.callers import call, caller, handle_text, words
 from tasktrail.mcp.leasing import Leasing
@@ -446,9 +446,4 @@ async def _cancelled(task: "asyncio.Task[None]") -> None:
 
 def rpc_error(error: TasktrailError) -> MCPError:
     """An error as JSON-RPC: a handle that opens nothing gets the same bytes whatever the reason."""
-    if isinstance(error, TaskNotFound) or (error.code == TaskNotFound.code and not error.retriable):
-        return MCPError(error.code, error.message)
-    data: dict[str, Any] = {"retriable": error.retriable, "written": error.written}
-    if error.retry_after_ms:
-        data["retryAfterMs"] = error.retry_after_ms
-    return MCPError(error.code, error.message, data)
+    return MCPError(**wire.rpc_error(error))

@@ -11,7 +11,6 @@ too.
 
 import asyncio
 import contextlib
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import cast
 
@@ -21,6 +20,7 @@ from tasktrail.events.errors import TasktrailError, Unavailable
 from tasktrail.projections.current import State
 from tasktrail.services.access.callers import Channel
 from tasktrail.services.access.desk import Desk
+from tasktrail.services.counting import Counting
 from tasktrail.services.messages import CollectInput, Said, Signal, WorkView
 from tasktrail.services.signals import signal_of
 
@@ -49,7 +49,7 @@ class Ingesting:
         self._desk = desk
         self._nudged: dict[str, set[asyncio.Event]] = {}
         self._following: dict[str, set[_Moves]] = {}
-        self._waiting: Counter[str] = Counter()
+        self._waiting: Counting[str] = Counting()
         self._closing = False
         self.ending: list[Callable[[], None]] = []
         """What ends with it: the streams that are open."""
@@ -161,16 +161,11 @@ class Ingesting:
 
     @contextlib.contextmanager
     def _counted(self, server: str) -> Generator[None]:
-        if self._closing or self._waiting[server] >= WAITING_MAX or self._waiting.total() >= ALL_WAITING_MAX:
+        if self._closing or self._waiting.of(server) >= WAITING_MAX or self._waiting.total() >= ALL_WAITING_MAX:
             message = f"{WAITING_MAX} requests of this MCP server wait already; end one, or follow all tasks by one"
             raise Unavailable(message)
-        self._waiting[server] += 1
-        try:
+        with self._waiting.one(server):
             yield
-        finally:
-            self._waiting[server] -= 1
-            if not self._waiting[server]:
-                del self._waiting[server]
 
     def _moved(self, state: State) -> None:
         for event in self._nudged.get(state.task_ref, ()):

@@ -263,7 +263,7 @@ class Operating:
         )
 
     async def cancel(self, order: CancelOrder, asker: Asker) -> list[Became]:
-        """Stop these tasks; what became of each, in the order given."""
+        """Stop these tasks; what became of each, in the order given. One that is named twice is stopped once."""
         await self._admission.entitled(asker, Action.CANCEL, "cancel")
         turns = asyncio.Semaphore(AT_ONCE)
 
@@ -271,7 +271,9 @@ class Operating:
             async with turns:
                 return await self._cancel(task, order, asker)
 
-        return list(await asyncio.gather(*(one(task) for task in order.tasks)))
+        each = list(dict.fromkeys(order.tasks))
+        became = dict(zip(each, await asyncio.gather(*(one(task) for task in each)), strict=True))
+        return [became[task] for task in order.tasks]
 
     async def _cancel(self, task: str, order: CancelOrder, asker: Asker) -> Became:
         ref = ""

@@ -14,12 +14,16 @@ import msgspec
 
 from tasktrail.events.facts import Status
 from tasktrail.services.clock import rfc3339
-from tasktrail.services.messages import InputAsk, TaskView
+from tasktrail.services.messages import InputAsk, Listed, TaskView
 
 REVISION = "2025-11-25"
 WIRE = f"mcp/{REVISION}"
 """The name of this wire on the trail."""
 RELATED = "io.modelcontextprotocol/related-task"
+NO_CURSOR = "this cursor is none that was given here; list again without one"
+NOT_STOPPED = "the task was told to stop and has not stopped yet: ask for it again"
+CANCELLED_WITHIN_S = 15.0
+"""How long `tasks/cancel` waits for the task to be cancelled: work that does not stop is ended without it sooner."""
 CANCELLED_CODE, CANCELLED_TEXT = 0, "Request cancelled"
 """What a cancelled task's request would have got as its answer."""
 
@@ -41,6 +45,17 @@ def task(view: TaskView) -> dict[str, Any]:
         "ttl": view.ttl_ms,
         "pollInterval": view.poll_interval_ms,
     }
+
+
+def page(found: Listed) -> dict[str, Any]:
+    """`ListTasksResult`: a page of tasks, and the cursor of the next one where there is more."""
+    more = {"nextCursor": found.next_cursor} if found.next_cursor else {}
+    return {"tasks": [task(view) for view in found.tasks], **more}
+
+
+def over(view: TaskView) -> str:
+    """What is said to whoever would cancel a task that has ended."""
+    return f"the task is {status(view)}: it cannot be cancelled any more"
 
 
 def notification(view: TaskView) -> dict[str, Any]:

@@ -41,16 +41,6 @@ _START_ATTEMPTS = 3
 _PORTS = range(20_000, 32_000)  # below the ephemeral range, where a client that reconnects could meet itself
 
 
-async def settle(nc: Client) -> None:
-    """Return when the server has taken every subscription and message that `nc` was given before.
-
-    One `flush` is no such barrier: nats-py 2.16 sends its PING ahead of what is still in its buffer, and what another
-    client sends upon the PONG can meet a server that has not seen the subscription yet (once in about 250 times).
-    """
-    await nc.flush()
-    await nc.flush()
-
-
 class NatsServer:
     """One server, exactly as tasktrail embeds it, on a fresh store. `broker` is the running child."""
 

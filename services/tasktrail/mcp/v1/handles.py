@@ -25,8 +25,6 @@ from tasktrail.services import messages, wire_2025
 from tasktrail.services.access.claims import TEXT_MAX
 from tasktrail.services.messages import Listed, TaskView
 
-CANCELLED_WITHIN_S = 15.0
-"""How long `tasks/cancel` waits for the task to be cancelled: work that does not stop is ended without it sooner."""
 LOOK_EVERY_S = 1.0
 
 Serve: TypeAlias = Callable[[Any], Awaitable[mcp.ServerResult]]
@@ -68,12 +66,11 @@ class Handles:
         ctx = await self._at("tasks/list", "")
         cursor = handle_text(req.params.cursor if req.params else None)
         if len(cursor) > TEXT_MAX:
-            raise McpError(mcp.ErrorData(code=mcp.INVALID_PARAMS, message="this cursor is none that was given here"))
+            raise McpError(mcp.ErrorData(code=mcp.INVALID_PARAMS, message=wire_2025.NO_CURSOR))
         who = self._door.caller(ctx)
         said = messages.ListTasks(caller=who, call=requests.call(ctx, "tasks/list"), cursor=cursor)
         found: Listed = await self._door.request("list", said)
-        tasks = [wire.task(view) for view in found.tasks]
-        return mcp.ServerResult(mcp.ListTasksResult(tasks=tasks, nextCursor=found.next_cursor or None))
+        return mcp.ServerResult(mcp.ListTasksResult.model_validate(wire_2025.page(found)))
 
     async def _cancel(self, req: mcp.CancelTaskRequest) -> mcp.ServerResult:
         """Tell the task to stop, and answer once it is cancelled (Task Cancellation)."""
@@ -90,10 +87,9 @@ class Handles:
             if wire_2025.status(view) == mcp.TASK_STATUS_CANCELLED:
                 return mcp.ServerResult(mcp.CancelTaskResult(**wire.task(view).model_dump()))
         if view.status.terminal:
-            message = f"the task is {wire_2025.status(view)}: it cannot be cancelled any more"
-            raise McpError(mcp.ErrorData(code=mcp.INVALID_PARAMS, message=message))
-        message = "the task was told to stop and has not stopped yet: ask for it again"
-        raise McpError(mcp.ErrorData(code=mcp.INTERNAL_ERROR, message=message, data={"retriable": True}))
+            raise McpError(mcp.ErrorData(code=mcp.INVALID_PARAMS, message=wire_2025.over(view)))
+        data = {"retriable": True}
+        raise McpError(mcp.ErrorData(code=mcp.INTERNAL_ERROR, message=wire_2025.NOT_STOPPED, data=data))
 
     async def _ended(self, ctx: Context, method: str, view: TaskView) -> TaskView:
         """The task once it has ended, or as it is after `CANCELLED_WITHIN_S`."""
@@ -101,7 +97,7 @@ class Handles:
         stop = self._link.listen(lambda ref, _signal: moved.set() if ref == view.task_ref else None)
         try:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CANCELLED_WITHIN_S):
+                async with asyncio.timeout(wire_2025.CANCELLED_WITHIN_S):
                     while not (view := await self._door.look(ctx, method, view.task_id)).status.terminal:
                         with contextlib.suppress(TimeoutError):
                             async with asyncio.timeout(LOOK_EVERY_S):

@@ -23,19 +23,18 @@ from mcp.server.session import ServerSession
 from mcp.shared.message import ServerMessageMetadata, SessionMessage
 
 from tasktrail.events.errors import TasktrailError
-from tasktrail.mcp.link import Link, patiently
+from tasktrail.mcp.link import Link, in_turn, patiently
 from tasktrail.mcp.v1 import requests, wire
 from tasktrail.mcp.v1.requests import Context
 from tasktrail.mcp.v1.work import Work
 from tasktrail.services import messages, wire_2025
 from tasktrail.services.clock import now_ms
 from tasktrail.services.messages import Signal, TaskView
+from tasktrail.services.waiting_results import LOOK_EVERY_S, TooManyWait, WaitingResults, whose
 
 _log = logging.getLogger(__name__)
 
 METHOD = "tasks/result"
-LOOK_EVERY_S = 5.0
-"""How often a call that waits looks at its task by itself: signals may be lost."""
 ASKED_MAX = 3
 """How often one call asks one question: answers that are none come again and again from some clients."""
 QUESTIONS_MAX = 10_000
@@ -67,6 +66,7 @@ class Results:
         self._questions: OrderedDict[int, _Question] = OrderedDict()
         self._calls: dict[str, set[_Call]] = {}
         self._settling: set[asyncio.Task[None]] = set()
+        self._waiting = WaitingResults()
 
     def attend(self, session: ServerSession) -> None:
         """Take the answers that come by this session, and notice by whose credential each comes."""
@@ -99,41 +99,56 @@ class Results:
         """What the task's request came to, once it has.
 
         Raises:
-            McpError: the task does not open for this caller; or its request came to an error.
+            McpError: the task does not open for this caller; too many calls wait; or its request came to an error.
         """
+        view = await self._look(ctx, task_id, first=True)
+        await self._pass_on(ctx, view)
+        if not view.status.terminal:
+            who = requests.caller(ctx.request, forward=self._forward)
+            try:
+                with self._waiting.one(whose(who, requests.call(ctx, METHOD).address)):
+                    view = await self._waited(ctx, view)
+            except TooManyWait as error:
+                raise wire.rpc_error(error) from error
+        return wire.outcome(view)
+
+    async def _waited(self, ctx: Context, view: TaskView) -> TaskView:
+        """The task once it has ended."""
         call = _Call()
-        shown: TaskView | None = None
+        calls = self._calls.setdefault(view.task_ref, set())
+        calls.add(call)
+        call.moved.set()  # it may have moved since it was looked at
         try:
-            while True:
-                call.moved.clear()
-                view = await self._look(ctx, task_id)
-                self._calls.setdefault(view.task_ref, set()).add(call)
-                await self._pass_on(ctx, view, shown)
-                if view.status.terminal:
-                    return wire.outcome(view)
+            while not view.status.terminal:
                 await self._put(ctx, view, call)
-                shown = view
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_EVERY_S):
                         await call.moved.wait()
+                call.moved.clear()
+                seen, view = view, await self._look(ctx, view.task_id)
+                await self._pass_on(ctx, view)
+                if (seen.status, seen.status_message) != (view.status, view.status_message):
+                    await ctx.session.send_notification(wire.notification(view), related_request_id=ctx.request_id)
         finally:
-            for ref, calls in list(self._calls.items()):
-                calls.discard(call)
-                if not calls:
-                    del self._calls[ref]
+            calls.discard(call)
+            if not calls:
+                self._calls.pop(view.task_ref, None)
+        return view
 
-    async def _look(self, ctx: Context, task_id: str) -> TaskView:
+    async def _look(self, ctx: Context, task_id: str, *, first: bool = False) -> TaskView:
         who = requests.caller(ctx.request, forward=self._forward)
         said = messages.GetTask(caller=who, call=requests.call(ctx, METHOD), task_id=task_id)
         until_ms = now_ms() + SETTLE_WITHIN_MS
         try:
-            view: TaskView = await patiently(self._link, "get", said, until_ms=until_ms, now_ms=now_ms)
+            view: TaskView = await (in_turn if first else patiently)(
+                self._link, "get", said, until_ms=until_ms, now_ms=now_ms
+            )
         except TasktrailError as error:
             raise wire.rpc_error(error) from error
         return view
 
-    async def _pass_on(self, ctx: Context, view: TaskView, shown: TaskView | None) -> None:
-        """Tell whoever waits how the task changed, and what its work sends along."""
+    async def _pass_on(self, ctx: Context, view: TaskView) -> None:
+        """Tell whoever waits what the task's work sends along."""
         work = self._find(view.task_ref)
         while work is not None and work.notifications:
             one = work.notifications.popleft()
@@ -141,8 +156,6 @@ class Results:
                 jsonrpc="2.0", method=one.method, params=wire_2025.related(view.task_id, one.params)
             )
             await self._send(ctx, related)
-        if shown is not None and (shown.status, shown.status_message) != (view.status, view.status_message):
-            await ctx.session.send_notification(wire.notification(view), related_request_id=ctx.request_id)
 
     async def _put(self, ctx: Context, view: TaskView, call: "_Call") -> None:
         """Put the outstanding questions that this call has not put yet, or whose answers were none."""

@@ -5,12 +5,11 @@ Guarantees: pure; the types add nothing to what is said. Source: MCP 2025-11-25,
     task(view)  ->  mcp.types.Task(taskId=…, status="failed", …)
 """
 
-from typing import Any
-
 import mcp.types as mcp
 from mcp.shared.exceptions import McpError
 
-from tasktrail.events.errors import TaskNotFound, TasktrailError
+from tasktrail.events.errors import TasktrailError
+from tasktrail.services import wire as sdk_free
 from tasktrail.services import wire_2025
 from tasktrail.services.messages import TaskView
 
@@ -40,9 +39,4 @@ def outcome(view: TaskView) -> mcp.GetTaskPayloadResult:
 
 def rpc_error(error: TasktrailError) -> McpError:
     """An error as JSON-RPC: a handle that opens nothing gets the same bytes whatever the reason."""
-    if isinstance(error, TaskNotFound) or (error.code == TaskNotFound.code and not error.retriable):
-        return McpError(mcp.ErrorData(code=error.code, message=error.message))
-    data: dict[str, Any] = {"retriable": error.retriable, "written": error.written}
-    if error.retry_after_ms:
-        data["retryAfterMs"] = error.retry_after_ms
-    return McpError(mcp.ErrorData(code=error.code, message=error.message, data=data))
+    return McpError(mcp.ErrorData(**sdk_free.rpc_error(error)))

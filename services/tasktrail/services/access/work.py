@@ -8,9 +8,7 @@ nobody else's report counts; work that lost its worker is given to one that asks
     view = await work.complete(messages.CompleteTask(task_ref=…, command_id=…, result={…}), channel)
 """
 
-import contextlib
-from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 
 import msgspec
 
@@ -30,6 +28,7 @@ from tasktrail.services.access.payloads import Payloads
 from tasktrail.services.access.policy import Action, Policies
 from tasktrail.services.access.recorder import Recorder
 from tasktrail.services.access.rules import Rule, decision
+from tasktrail.services.counting import Counting
 from tasktrail.services.governance import NOT_GOVERNED, Governance
 from tasktrail.services.leases import Leases
 from tasktrail.services.ledger import Ledger, Recorded
@@ -61,23 +60,12 @@ class Work:
         leases: Leases,
         queue: WorkQueue,
     ) -> None:
-        self._asking: Counter[str] = Counter()
+        self._asking: Counting[str] = Counting()
         self._ledger, self._states, self._payloads, self._recorder = ledger, states, payloads, recorder
         self._governance, self._policies = governance, policies
         self._losing, self._leases, self._queue = losing, leases, queue
         self.on_defined: Callable[[Channel, str, str], None] = lambda _channel, _tool, _sha256: None
         """Told how a tool is defined now (`Definitions.seen`)."""
-
-    @contextlib.contextmanager
-    def _counted(self, server: str) -> Generator[None]:
-        """One more of this server asks for work."""
-        self._asking[server] += 1
-        try:
-            yield
-        finally:
-            self._asking[server] -= 1
-            if not self._asking[server]:
-                del self._asking[server]
 
     async def report(self, said: messages.ReportStatus, channel: Channel) -> WorkView:
         """How far the work is; an unchanged text changes nothing and is not recorded."""
@@ -169,9 +157,9 @@ class Work:
         again = await self._unanswered(said, channel)
         if again is not None:
             return messages.Taken(order=again)
-        wait_s = said.wait_ms / 1000 if self._asking[channel.server] < ASKING_MAX else 0.0
+        wait_s = said.wait_ms / 1000 if self._asking.of(channel.server) < ASKING_MAX else 0.0
         for _ in range(OFFERS_MAX):
-            with self._counted(channel.server):
+            with self._asking.one(channel.server):
                 offer = await self._queue.next(channel.server, wait_s)
             if offer is None:
                 break

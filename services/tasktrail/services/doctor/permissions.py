@@ -19,6 +19,7 @@ from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 
 from tasktrail.events.subjects import ANONYMOUS_TENANT, KEYS, TRAIL, control_subject
+from tasktrail.services.connection import settle
 
 WITHIN_S = 5.0
 _NO_STREAM = "tasktrail-doctor-asks-only"
@@ -99,8 +100,7 @@ async def reach(nc: Client, denials: Denials) -> list[str]:
     ]
     for what, subject in _SUBSCRIBED:
         subscription = await nc.subscribe(subject)
-        await nc.flush()
-        await nc.flush()  # the first overtakes what is still in the buffer
+        await settle(nc)
         if not denials.names(subject):
             found.append(what)
         await subscription.unsubscribe()

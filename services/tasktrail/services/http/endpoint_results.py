@@ -2,7 +2,7 @@
 
 Guarantees: whoever waits is shown what is outstanding then, on the stream of its own call, and again when its answer
 was none, `ASKED_MAX` times at most; an answer counts as that of the credential it came with, on whichever replica it
-comes; what is shown is decided anew at each look; of one caller at most `CALLER_MAX` calls wait, of all `WAITING_MAX`;
+comes; what is shown is decided anew at each look; how many calls wait is bounded (`waiting_results`);
 everyone is let go when the service stops. A nudge may be lost: everyone looks by itself, too. Source: MCP 2025-11-25,
 tasks.
 
@@ -25,18 +25,12 @@ from tasktrail.services.access.claims import TEXT_MAX
 from tasktrail.services.access.desk import Desk
 from tasktrail.services.http.endpoint_requests import INVALID_PARAMS, Asked, Refused, message
 from tasktrail.services.messages import Listed, TaskView
+from tasktrail.services.waiting_results import LOOK_EVERY_S, WaitingResults
 from tasktrail.services.wire_2025 import Question
 
-WAITING_MAX = 64
-CALLER_MAX = 16
 ASKED_MAX = 3
 """How often one call puts one question: answers that are none come again and again from some clients."""
-LOOK_EVERY_S = 5.0
-"""How often a call that waits looks at its task by itself; then, too, a connection that is gone is noticed."""
-CANCELLED_WITHIN_S = 15.0
-"""How long `tasks/cancel` waits for the task to be cancelled: work that does not stop is ended without it sooner."""
 _STOPPING = "this tasktrail is stopping: ask again"
-_NOT_STOPPED = "the task was told to stop and has not stopped yet: ask for it again"
 
 Message = dict[str, Any]
 Messages: TypeAlias = AsyncGenerator[Message | None]
@@ -49,7 +43,7 @@ class Earlier:
         """`moved`: what is called whenever a task moved, here or elsewhere; it gains one member. `ref`: of a handle."""
         self._desk, self._ref = desk, ref
         self._calls: dict[str, set[_Waiting]] = {}
-        self._waiting: Counter[Binding] = Counter()
+        self._waiting = WaitingResults()
         self._closing = False
         moved.append(self._moved)
 
@@ -68,11 +62,9 @@ class Earlier:
         """`tasks/list`."""
         cursor: object = asked.params.get("cursor", "")
         if not isinstance(cursor, str) or len(cursor) > TEXT_MAX:
-            raise Refused(INVALID_PARAMS, "this cursor is none that was given here; list again without one")
+            raise Refused(INVALID_PARAMS, wire_2025.NO_CURSOR)
         said = messages.ListTasks(caller=asked.caller, call=asked.call, cursor=cursor)
-        found = cast("Listed", await self._carry_out("list", said, asked))
-        more = {"nextCursor": found.next_cursor} if found.next_cursor else {}
-        return {"tasks": [wire_2025.task(view) for view in found.tasks], **more}
+        return wire_2025.page(cast("Listed", await self._carry_out("list", said, asked)))
 
     async def cancel(self, asked: Asked) -> Message:
         """`tasks/cancel`: tell the task to stop, and answer once it is cancelled."""
@@ -87,15 +79,14 @@ class Earlier:
             if wire_2025.status(view) == "cancelled":
                 return wire_2025.task(view)
         if view.status.terminal:
-            told = f"the task is {wire_2025.status(view)}: it cannot be cancelled any more"
-            raise Refused(INVALID_PARAMS, told)
-        raise Unavailable(_NOT_STOPPED)
+            raise Refused(INVALID_PARAMS, wire_2025.over(view))
+        raise Unavailable(wire_2025.NOT_STOPPED)
 
     async def _ended(self, asked: Asked, waiting: "_Waiting") -> TaskView:
         """The task once it has ended, or as it is after `CANCELLED_WITHIN_S`."""
         view = await self._look(asked, status_only=True)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CANCELLED_WITHIN_S):
+            async with asyncio.timeout(wire_2025.CANCELLED_WITHIN_S):
                 while not (view.status.terminal or self._closing):
                     await waiting.pause()
                     view = await self._look(asked, status_only=True)
@@ -132,7 +123,9 @@ class Earlier:
         with self._told(self._ref(wire.handle_text(asked.params.get("taskId")))) as waiting:
             view = await self._look(asked)
             if not view.status.terminal:
-                with self._counted(who):
+                if self._closing:
+                    raise Unavailable(_STOPPING)
+                with self._waiting.one(who):
                     yield None
                     async for one in self._while_it_lives(asked, waiting, view):
                         yield one
@@ -185,19 +178,6 @@ class Earlier:
             calls.discard(waiting)
             if not calls:
                 self._calls.pop(ref, None)
-
-    @contextlib.contextmanager
-    def _counted(self, who: Binding) -> Generator[None]:
-        if self._closing or self._waiting[who] >= CALLER_MAX or self._waiting.total() >= WAITING_MAX:
-            told = f"at most {CALLER_MAX} calls of a caller wait, {WAITING_MAX} of all: end one, or use tasks/get"
-            raise Unavailable(told)
-        self._waiting[who] += 1
-        try:
-            yield
-        finally:
-            self._waiting[who] -= 1
-            if not self._waiting[who]:
-                del self._waiting[who]
 
     def _moved(self, state: State) -> None:
         for waiting in self._calls.get(state.task_ref, ()):

@@ -11,7 +11,7 @@ bounded; refusals are problem+json with the JSON-RPC code to pass on, and `Retry
 
 import asyncio
 import contextlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable
 from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar, cast
 
@@ -28,6 +28,7 @@ from tasktrail.services import strict_json
 from tasktrail.services.access.callers import Channel
 from tasktrail.services.access.claims import digest
 from tasktrail.services.commands import DEPTH_MAX, ENVELOPE_BYTES
+from tasktrail.services.counting import Counting
 from tasktrail.services.http.app import UnsupportedMediaType, known_parameters
 from tasktrail.services.http.edge import SERVER, Application, Message, Receive, Scope, Send
 from tasktrail.services.http.ingest_problems import REFUSALS, TooSlow, refuse
@@ -261,7 +262,7 @@ class _Waiting:
     """Counts the requests that wait, by the token that they came with."""
 
     def __init__(self) -> None:
-        self._of: Counter[str] = Counter()
+        self._of: Counting[str] = Counting()
 
     @contextlib.contextmanager
     def one(self, request: _Request) -> Generator[None]:
@@ -271,16 +272,11 @@ class _Waiting:
             Unavailable: as many of this token wait already.
         """
         token = digest(request.headers.get("authorization", "").partition(" ")[2].strip())
-        if self._of[token] >= OF_TOKEN_MAX:
+        if self._of.of(token) >= OF_TOKEN_MAX:
             message = f"{OF_TOKEN_MAX} requests with this token wait already; end one, or follow all tasks by one"
             raise Unavailable(message)
-        self._of[token] += 1
-        try:
+        with self._of.one(token):
             yield
-        finally:
-            self._of[token] -= 1
-            if not self._of[token]:
-                del self._of[token]
 
     async def following(self, request: _Request, stream: AsyncGenerator[_T]) -> AsyncGenerator[_T]:
         """The same stream, counted until it ends."""
