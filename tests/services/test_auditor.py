@@ -391,7 +391,7 @@ async def test_stopping_is_quick_and_leaves_no_consumer_behind(nc: Client, js: J
         assert await auditor.wait_for(50, SOON_S)
         (consumer,) = await js.consumers_info("TRAIL")
         assert consumer.name.startswith("auditor-")
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):
             await auditor.stop()
         assert await js.consumers_info("TRAIL") == []
         assert auditor.ended.done()

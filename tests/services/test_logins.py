@@ -34,13 +34,13 @@ async def test_an_adapter_gets_answers_to_commands_and_hears_signals(broker: Bro
 
     await service.subscribe("tasktrail.cmd.>", cb=answer)
     await settle(service)
-    reply = await adapter.request("tasktrail.cmd.x", b"create", timeout=5)
+    reply = await adapter.request("tasktrail.cmd.x", b"create", timeout=30)
     assert reply.data == b"done: create"
 
     signals = await adapter.subscribe("tasktrail.signal.>")
     await settle(adapter)
     await service.publish("tasktrail.signal.cancel", b"stop")
-    assert (await signals.next_msg(timeout=5)).data == b"stop"
+    assert (await signals.next_msg(timeout=30)).data == b"stop"
     await adapter.close()
     await service.close()
 
@@ -57,7 +57,7 @@ async def test_an_adapter_can_not_publish_anything_but_commands(broker: Broker, 
         await settle(adapter)
         await violations.wait_for(f'permissions violation for publish to "{subject.lower()}"')
         await service.publish(subject, b"own")
-        assert (await heard.next_msg(timeout=5)).data == b"own"
+        assert (await heard.next_msg(timeout=30)).data == b"own"
 
 
 @pytest.mark.parametrize("subject", [">", "tasktrail.cmd.>", "trail.>", "_INBOX_tasktrail.>", "$JS.API.>", "$SYS.>"])
@@ -88,16 +88,16 @@ async def test_a_named_server_speaks_in_its_own_name_and_nobody_else_does(tmp_pa
         reports = await nats.connect(**running.server_connect_options("reports"), error_cb=tell)
         other = await nats.connect(**running.server_connect_options("Büro 1"), error_cb=tell)
         adapter = await nats.connect(**running.adapter_connect_options(), error_cb=tell)
-        assert (await reports.request("tasktrail.cmd.reports.get", b"mine", timeout=5)).data == b"mine"
-        assert (await other.request(office, b"mine", timeout=5)).data == b"mine"
-        assert (await adapter.request("tasktrail.cmd.else.get", b"no name", timeout=5)).data == b"no name"
+        assert (await reports.request("tasktrail.cmd.reports.get", b"mine", timeout=30)).data == b"mine"
+        assert (await other.request(office, b"mine", timeout=30)).data == b"mine"
+        assert (await adapter.request("tasktrail.cmd.else.get", b"no name", timeout=30)).data == b"no name"
         for stranger in (adapter, other):
             await stranger.publish("tasktrail.cmd.reports.get", b"forged", reply=stranger.new_inbox())
             await settle(stranger)
-            assert 'publish to "tasktrail.cmd.reports.get"' in await asyncio.wait_for(told.get(), 5)
+            assert 'publish to "tasktrail.cmd.reports.get"' in await asyncio.wait_for(told.get(), 30)
             await stranger.subscribe("tasktrail.signal.reports.*")
             await settle(stranger)
-            assert 'subscription to "tasktrail.signal.reports.*"' in await asyncio.wait_for(told.get(), 5)
+            assert 'subscription to "tasktrail.signal.reports.*"' in await asyncio.wait_for(told.get(), 30)
         for one in (service, reports, other, adapter):
             await one.close()
 
@@ -132,14 +132,14 @@ class Violations:
         await self.service.close()
 
     async def wait_for(self, text: str) -> None:
-        told = await asyncio.wait_for(self.told.get(), 5)
+        told = await asyncio.wait_for(self.told.get(), 30)
         assert text in told
 
 
 @pytest.mark.parametrize("login", [{}, {"user": "tasktrail", "pass": "guess"}, {"user": "adapter"}])
 def test_nobody_else_on_the_machine_may_connect(broker: Broker, login: dict[str, str]) -> None:
     """Another local user reaches the port; only the two users of the 0600 file may speak. NATS protocol: -ERR."""
-    with socket.create_connection(("127.0.0.1", broker.port), timeout=5) as stranger, stranger.makefile("rb") as lines:
+    with socket.create_connection(("127.0.0.1", broker.port), timeout=30) as stranger, stranger.makefile("rb") as lines:
         assert b'"auth_required":true' in lines.readline()
         stranger.sendall(b"CONNECT " + json.dumps(login).encode() + b"\r\nPING\r\n")
         assert lines.readline() == b"-ERR 'Authorization Violation'\r\n"

@@ -45,6 +45,7 @@ from tasktrail.mcp.recording import App, Recording
 from tasktrail.mcp.running import Call, RequestContext, Run, Tool
 from tasktrail.services import messages, wire, wire_2025
 from tasktrail.services.clock import now_ms
+from tasktrail.services.ending import end
 from tasktrail.services.messages import DEFINED_MAX, Signal, TaskView
 
 _log = logging.getLogger(__name__)
@@ -168,7 +169,7 @@ class Serving:
         finally:
             stop()
             await self.lose_runs()
-            await _cancelled(renewing)
+            await end(renewing)
             await self._link.stop()
 
     def rerun(self, names: Iterable[str], find: Find, lifespan_context: Any) -> None:  # noqa: ANN401 - as `Call.again`
@@ -181,7 +182,7 @@ class Serving:
         """Stop what is running, and say so."""
         taking, self._taking = self._taking, None
         if taking is not None:
-            await _cancelled(taking)
+            await end(taking)
         for settling in self._settling:
             settling.cancel()
         losing = [run.lose("shutdown") for run in self._runs.values()]
@@ -437,11 +438,6 @@ def _capabilities(ctx: Context) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _parts(feature: str, parts: object) -> list[str]:
     return [f"{feature}.{part}" for part in cast("Mapping[str, object]", parts)] if isinstance(parts, Mapping) else []
-
-
-async def _cancelled(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 def rpc_error(error: TasktrailError) -> MCPError:

@@ -34,6 +34,7 @@ from tasktrail.events.subjects import TRAIL
 from tasktrail.projections.audit.columns import Message
 from tasktrail.projections.audit.errors import AuditStoreError, StreamCut
 from tasktrail.projections.audit.store import AuditStore
+from tasktrail.services.ending import end
 
 _log = logging.getLogger(__name__)
 
@@ -126,8 +127,7 @@ class Auditor:
     async def stop(self) -> None:
         """Stop reading; a transaction under way is finished first."""
         if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
+            await end(self._running, again_s=2 * _LEAVE_S)
         await asyncio.to_thread(self._thread.shutdown)
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)

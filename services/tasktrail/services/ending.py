@@ -12,10 +12,13 @@ from typing import Any
 _AGAIN_S = 0.1
 
 
-async def end(task: asyncio.Task[Any]) -> None:
-    """Cancel a task until it has ended; how it ended does not matter."""
+async def end(task: asyncio.Task[Any], again_s: float = _AGAIN_S) -> None:
+    """Cancel a task until it has ended; how it ended does not matter.
+
+    `again_s`: how long what is cancelled may take to clean up; then it is cancelled again, which may cut that short.
+    """
     while not task.done():
         task.cancel()
-        await asyncio.wait([task], timeout=_AGAIN_S)
+        await asyncio.wait([task], timeout=again_s)
     if not task.cancelled():
         task.exception()

@@ -16,35 +16,13 @@ from tests.projections.audit.stores import opened
 
 from tasktrail.events.authority import Authority
 from tasktrail.events.entry import VERSION, Entry, encode, leaf_hash
-from tasktrail.events.facts import (
-    CancelRequested,
-    Event,
-    InputRequested,
-    InputResponded,
-    ResultDisclosed,
-    StatusReported,
-    TaskCancelled,
-    TaskCompleted,
-    TaskCreated,
-    TaskPolled,
-)
+from tasktrail.events.facts import Event
 from tasktrail.projections.audit import plain
 from tasktrail.projections.audit.batch import Batch
 from tasktrail.projections.audit.columns import Message, entry_row, event_row
 from tasktrail.projections.audit.plain import is_plain, plain_event, plain_row
 from tasktrail.projections.audit.rows import Rows
 
-READ = (
-    CancelRequested,
-    InputRequested,
-    InputResponded,
-    ResultDisclosed,
-    StatusReported,
-    TaskCancelled,
-    TaskCompleted,
-    TaskCreated,
-    TaskPolled,
-)
 TEXTS = st.text("aZ0 ,.:-_/'é漢😀\x7f[]{}", max_size=6) | st.sampled_from(["null", "true", "0", ""])
 NUMBERS = st.sampled_from([0, 1, -1, 1_795_000_000, 1_795_000_000_000, 253_402_300_799, 253_402_300_800, -(10**11)])
 
@@ -83,7 +61,7 @@ def made(type_: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
 
 @st.composite
 def entries(draw: st.DrawFn) -> Entry:
-    event: Event = draw(st.one_of([made(one) for one in READ]))
+    event: Event = draw(st.one_of([made(one) for one in plain.READ]))
     return Entry(
         v=VERSION,
         id=draw(st.sampled_from([*"abcdefgh", '"', "\\", "\n"])),
@@ -144,8 +122,3 @@ def test_duckdb_reads_of_a_plain_entry_what_python_reads(tables: Tables, some: l
             rows.plain_events.append(event)
             wanted_events.append(tuple(event_row(seq, 0, entry.task_ref, entry.events[0], event.payload, "working")))
     assert tables.read(rows) == (wanted, wanted_events)
-
-
-def test_the_events_tried_here_are_those_that_duckdb_reads() -> None:
-    """Else the test above would say nothing of some."""
-    assert set(READ) == set(plain.READ)

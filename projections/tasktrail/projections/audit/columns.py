@@ -218,6 +218,47 @@ def claimed_time(epoch_s: int) -> datetime | None:
         return None
 
 
+_Head = tuple[
+    int,
+    str,
+    str,
+    str,
+    str | None,
+    int | None,
+    str,
+    datetime,
+    str,
+    str | None,
+    str | None,
+    str | None,
+    str | None,
+]
+
+
+def entry_head(message: Message, entry: Entry, kind: str, leaf: str) -> _Head:
+    """What every row of an accepted entry begins with, `stream_seq` to `command`.
+
+    Raises:
+        OutOfRange: a value does not fit its column.
+    """
+    seq, subject, _, _, key_id, signature = message
+    return (
+        seq,
+        subject,
+        kind,
+        entry.tenant,
+        entry.task_ref or None,
+        int64("task_seq", entry.task_seq) or None,
+        entry.id,
+        recorded(entry.recorded_at),
+        leaf,
+        entry.prev or None,
+        key_id or None,
+        signature or None,
+        entry.command or None,
+    )
+
+
 def entry_row(message: Message, entry: Entry, kind: str, leaf: str) -> EntryRow:
     """The row of an accepted entry.
 
@@ -228,19 +269,7 @@ def entry_row(message: Message, entry: Entry, kind: str, leaf: str) -> EntryRow:
     binding, decision, request = authority.binding, authority.decision, authority.request
     credential = authority.credential
     return EntryRow(
-        message.stream_seq,
-        message.subject,
-        kind,
-        entry.tenant,
-        entry.task_ref or None,
-        int64("task_seq", entry.task_seq) or None,
-        entry.id,
-        recorded(entry.recorded_at),
-        leaf,
-        entry.prev or None,
-        message.key_id or None,
-        message.signature or None,
-        entry.command or None,
+        *entry_head(message, entry, kind, leaf),
         authority.trigger,
         *_who(authority),
         *_credential(authority),

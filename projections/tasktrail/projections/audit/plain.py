@@ -25,7 +25,7 @@ from tasktrail.events.facts import (
     TaskCreated,
     TaskPolled,
 )
-from tasktrail.projections.audit.columns import FIRST_MS, LAST_MS, Message, recorded
+from tasktrail.projections.audit.columns import FIRST_MS, LAST_MS, Message, entry_head
 
 
 class PlainRow(NamedTuple):
@@ -65,25 +65,9 @@ def plain_row(message: Message, entry: Entry, kind: str, leaf: str) -> PlainRow:
     """The row of a plain entry.
 
     Raises:
-        OutOfRange: `recorded_at` is no RFC 3339 time.
+        OutOfRange: a value does not fit its column.
     """
-    seq, subject, body, _, key_id, signature = message
-    return PlainRow(
-        seq,
-        subject,
-        kind,
-        entry.tenant,
-        entry.task_ref or None,
-        entry.task_seq or None,
-        entry.id,
-        recorded(entry.recorded_at),
-        leaf,
-        entry.prev or None,
-        key_id or None,
-        signature or None,
-        entry.command or None,
-        body,
-    )
+    return PlainRow(*entry_head(message, entry, kind, leaf), message.body)
 
 
 def plain_event(message: Message, entry: Entry, status: str | None) -> PlainEvent | None:
