@@ -306,7 +306,8 @@ class _Flow:
         if len(self._arrived) < self._batch and not self._lost:
             self._full.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._full.wait(), HURRIED_LINGER_S if self._hurried() else LINGER_S)
+                async with asyncio.timeout(HURRIED_LINGER_S if self._hurried() else LINGER_S):
+                    await self._full.wait()
         taken, self._arrived = self._arrived[: self._batch], self._arrived[self._batch :]
         await self._ask()
         return taken
@@ -319,7 +320,8 @@ class _Flow:
         """Until anything comes. What was asked for over a connection that is no more never does."""
         for _ in range(round(SILENCE_S / _LOOK_S)):
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._heard.wait(), _LOOK_S)
+                async with asyncio.timeout(_LOOK_S):
+                    await self._heard.wait()
                 return
             if self._nc.stats["reconnects"] != self._reconnects:
                 message = "the connection to the broker was made anew"

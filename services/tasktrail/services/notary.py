@@ -258,7 +258,8 @@ class Notary:
                 pause_s = REOPEN_S
             else:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), due_s)
+                    async with asyncio.timeout(due_s):
+                        await self._wake.wait()
                 continue
             await asyncio.sleep(pause_s)  # whatever comes meanwhile: under load each batch would make us try again
 
