@@ -1,7 +1,7 @@
 """What forensics costs as a trail grows: `python -m benchmarks forensics`.
 
 Guarantees: the product's own engines on a trail that is made, not recorded (`forensics_trail`); the same trail each
-time. Up to `--built` entries it is taken up message by message, and rates are told; a larger store is grown from that
+time. Up to `--built` entries it is taken up as messages, and rates are told; a larger store is grown from that
 one by copying rows, and only questions are asked of it. Nothing is judged: aims stand beside the figures.
 
     python -m benchmarks forensics [--json] [--quick] [--sizes N …] [--built N] [--data DIR]
@@ -36,7 +36,7 @@ _err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
-    """One size of trail. `rates` and `tlog_mb` are of what was taken up message by message, `copied`: more was copied.
+    """One size of trail. `rates` and `tlog_mb` are of what was taken up as messages, `copied`: more was copied.
 
     `peak_mb`: the most memory this process had held until then. Sizes are in millions of bytes.
     """
@@ -104,7 +104,7 @@ def _show(document: Forensics) -> None:
     told = document.conditions
     out.print(f"{told.date} · {told.machine}, {told.cores} cores · {told.python} · load {told.load_average}")
     for size in document.sizes:
-        how = "grown by copies" if size.copied else "taken up message by message"
+        how = "grown by copies" if size.copied else "taken up as messages"
         log = "" if size.tlog_mb is None else f", log {size.tlog_mb:,.0f} MB"
         out.print(
             f"\n{size.entries:,} entries, {how}: store {size.store_mb:,.0f} MB{log}, "

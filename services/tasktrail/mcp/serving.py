@@ -310,7 +310,7 @@ class Serving:
     def _settle(self, said: messages.CreateTask) -> None:
         """A task may have been made that nobody was told of: find out, and end it, so that no ghost stays behind."""
 
-        async def end() -> None:
+        async def lose() -> None:
             until_ms = now_ms() + SETTLE_WITHIN_MS
             with contextlib.suppress(TasktrailError):
                 view: TaskView = await patiently(self._link, "create", said, until_ms=until_ms, now_ms=now_ms)
@@ -322,7 +322,7 @@ class Serving:
                 )
                 await patiently(self._link, "lose", lost, until_ms=until_ms, now_ms=now_ms)
 
-        settling = asyncio.create_task(end())
+        settling = asyncio.create_task(lose())
         self._settling.add(settling)
         settling.add_done_callback(self._settling.discard)
 
