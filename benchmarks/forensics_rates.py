@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
 
@@ -18,9 +19,12 @@ import msgspec
 
 from benchmarks.forensics_trail import BATCH, BEGAN_MS, Made
 from tasktrail.projections.audit.columns import Message
+from tasktrail.projections.audit.loading import Loading, Transaction
 from tasktrail.projections.audit.store import AuditStore
+from tasktrail.projections.audit.task_rows import TaskRow
 from tasktrail.projections.replay import Replay, states_sha256
 from tasktrail.projections.tlog.log import Log
+from tasktrail.projections.tlog.merkle import Frontier
 from tasktrail.projections.tlog.note import Checkpoint
 from tasktrail.projections.tlog.verification import Known, Tree, Verification
 
@@ -76,10 +80,53 @@ def measure(size: int, store: Path, tlog: Path) -> tuple[dict[str, Rate], Made]:
         known = Known(checkpoint, "the benchmark's own", own=True)
         tree = Tree(log.size, lambda first, end: log.leaves(first, end - 1))
         rates["verify"] = _verified(Made(size), Verification([known], tree, quick=True), verified, size)
+    rates["verify, bare"] = _bare(size)
     signed = min(size, SIGNED_MAX)
     watch = _Stopwatch("verify, signatures", "the same with Ed25519 signatures, without a tree")
     rates[watch.name] = _verified(Made(signed, signed=True), Verification([]), watch, signed)
     return rates, made
+
+
+class _Place(msgspec.Struct, gc=False):
+    """The least of an entry that says where it belongs."""
+
+    id: str
+    task_ref: str = ""
+    prev: str = ""
+
+
+def _bare(size: int) -> Rate:
+    """What no verification in Python can leave out: the calls that hash and read, with nothing compared."""
+    watch = _Stopwatch("bare", "as verify, hashes and JSON alone: nothing is compared")
+    read, frontier = msgspec.json.Decoder(_Place).decode, Frontier()
+    for messages in Made(size).batches():
+        with watch.running():
+            bodies = [message.body for message in messages]
+            frontier.extend([sha256(b"\x00" + body).digest() for body in bodies])
+            chained = [body for body in bodies if read(body).prev]
+            for body in chained:
+                sha256(body).hexdigest()
+    return watch.rate(size)
+
+
+def _read(size: int) -> Rate:
+    """Python's share of a rebuild."""
+    watch, known = _Stopwatch("read", "Python's share of it: reading, and columns for DuckDB"), dict[str, TaskRow]()
+
+    def forget(transaction: Transaction) -> None:
+        for _ in transaction.batches:
+            pass
+        known.update(transaction.tasks.created)
+        known.update(transaction.tasks.changed)
+
+    loading = Loading(0, lambda refs: {ref: known[ref] for ref in refs if ref in known}, forget)
+    for messages in Made(size).batches():
+        with watch.running():
+            loading.take(messages)
+    with watch.running():
+        loading.finish()
+    loading.close()
+    return watch.rate(size)
 
 
 def _taken_up(made: Made, size: int, path: Path, log: Log) -> dict[str, Rate]:
@@ -106,7 +153,8 @@ def _taken_up(made: Made, size: int, path: Path, log: Log) -> dict[str, Rate]:
     if replay.left_out or replay.position != size:
         message = f"{replay.left_out} of {replay.position} entries were not folded"
         raise AssertionError(message)
-    return {watch.name: watch.rate(size) for watch in (rebuilt, grown, replayed, digested)}
+    rates = {watch.name: watch.rate(size) for watch in (rebuilt, grown, replayed, digested)}
+    return {"rebuild": rates.pop("rebuild"), "rebuild, Python": _read(size), **rates}
 
 
 def _together(batches: Iterator[list[Message]]) -> Iterator[list[Message]]:

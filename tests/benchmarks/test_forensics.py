@@ -8,7 +8,7 @@ from pathlib import Path
 from tasktrail.projections.audit.named import catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
-RATES = {"rebuild", "tree", "replay", "digest", "verify", "verify, signatures"}
+RATES = {"rebuild", "rebuild, Python", "tree", "replay", "digest", "verify", "verify, bare", "verify, signatures"}
 
 
 def test_a_quick_run_tells_rates_and_how_long_every_named_query_takes(tmp_path: Path) -> None:
