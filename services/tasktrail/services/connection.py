@@ -156,11 +156,11 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
             options["inbox_prefix"] = self.inbox_prefix
         if not buffered:
             options["pending_size"] = 0
-        seen, told = "no answer", dict[str, float]()
+        seen, told, connected = "no answer", dict[str, float](), False
 
         async def complain(error: Exception) -> None:
             nonlocal seen, told
-            if isinstance(error, ConnectionResetError) and VIOLATION in seen.lower():
+            if not connected and isinstance(error, ConnectionResetError) and VIOLATION in seen.lower():
                 return  # how a server that refuses a login hangs up, now and then
             seen, now = str(error) or type(error).__name__, time.monotonic()
             told = {what: at for what, at in told.items() if now - at <= QUIET_S}
@@ -188,6 +188,7 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
         except BaseException:
             await nc.close()
             raise
+        connected = True
         return nc
 
 
