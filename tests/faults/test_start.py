@@ -170,6 +170,15 @@ def test_keys_that_did_not_make_the_trail_are_not_made_anew(fresh_nats: NatsServ
 
 
 @pytest.mark.requirement("O1")
+def test_copies_that_the_server_cannot_hold_are_refused_in_a_sentence(fresh_nats: NatsServer, tmp_path: Path) -> None:
+    """A single server, asked for three; nothing is made, and there is no traceback."""
+    done = command("init", "--nats", fresh_nats.url, "--replicas", "3", "--data", tmp_path / "data")
+    assert (done.returncode, done.stdout) == (UNAVAILABLE, "")
+    assert done.stderr.count("\n") == 1
+    assert "--replicas 3 needs a cluster with as many nodes" in done.stderr
+
+
+@pytest.mark.requirement("O1")
 def test_a_trail_lost_from_an_embedded_directory_is_not_made_anew(tmp_path: Path) -> None:
     """Design section 8: embedded `up` creates TRAIL and KEYS only in a directory without its marker."""
     data = tmp_path / "data"

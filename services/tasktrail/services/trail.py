@@ -9,10 +9,14 @@ Needs JetStream API level 4 (nats-server 2.14 or later).
     problems = await differences(js)
 """
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+from nats.errors import TimeoutError as NatsTimeout
 from nats.js import JetStreamContext, api
-from nats.js.errors import NotFoundError
+from nats.js.errors import BadRequestError, NotFoundError, ServiceUnavailableError
 
 from tasktrail.events.subjects import CURRENT, GENERATION, KEYS, PAYLOADS, TIMERS, TRAIL, WORK
 
@@ -20,6 +24,10 @@ DUPLICATE_WINDOW_S = 120.0
 """How long JetStream knows a message id: well above the time the Ledger resolves an unconfirmed write."""
 
 API_LEVEL = 4
+CLUSTER_WITHIN_S = 30.0
+"""How long a cluster that has only just begun may need to take streams with copies."""
+_NO_PEERS = 10005  # of nats-server: too few nodes are there to place the copies on
+_AGAIN_S = 0.2
 KV_STREAM = f"KV_{CURRENT}"
 OBJECT_STREAM = f"OBJ_{PAYLOADS}"
 
@@ -129,18 +137,46 @@ def work(replicas: int = 1) -> api.StreamConfig:
     )
 
 
-async def create(js: JetStreamContext, *, replicas: int = 1, only: frozenset[str] = frozenset()) -> list[str]:
-    """Create the streams that do not exist (all, or those of `only`); existing ones are never touched. Names made."""
+async def create(
+    js: JetStreamContext, *, replicas: int = 1, only: frozenset[str] = frozenset(), within_s: float = 0.0
+) -> list[str]:
+    """Create the streams that do not exist (all, or those of `only`); existing ones are never touched. Names made.
+
+    `within_s`: how long a cluster may need to take them, whose nodes do not know each other yet, elect, or are slow.
+
+    Raises:
+        nats.errors.Error: as nats-py says; what a cluster gets over only after `within_s`.
+    """
     made: list[str] = []
+    deadline = time.monotonic() + within_s
     for name, config in desired(replicas).items():
-        if only and name not in only:
-            continue
-        try:
-            await js.stream_info(name)
-        except NotFoundError:
-            await js.add_stream(config)
-            made.append(name)
+        if not only or name in only:
+            made += [name] if await _made(js, name, config, deadline) else []
     return made
+
+
+async def _made(js: JetStreamContext, name: str, config: api.StreamConfig, deadline: float) -> bool:
+    """Whether there was no such stream; then there is one now. To make the same twice is no error."""
+    try:
+        await _patiently(lambda: js.stream_info(name), deadline)
+    except NotFoundError:
+        await _patiently(lambda: js.add_stream(config), deadline)
+        return True
+    return False
+
+
+async def _patiently(ask: Callable[[], Awaitable[object]], deadline: float) -> None:
+    """Ask until it is answered; what a cluster gets over is asked again until the deadline."""
+    while True:
+        try:
+            await ask()
+        except (NatsTimeout, ServiceUnavailableError, BadRequestError) as error:
+            passes = not isinstance(error, BadRequestError) or error.err_code == _NO_PEERS
+            if not passes or time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(_AGAIN_S)
+        else:
+            return
 
 
 _COMPARED = (

@@ -17,6 +17,7 @@ from typing import Any
 
 import uvloop
 from litestar.handlers import HTTPRouteHandler
+from nats.errors import Error as NatsError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -214,6 +215,12 @@ def init(settings: Settings) -> int:
         message = f"tasktrail: no NATS server answers at {shown(settings.nats_url)}: {error}"
         Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
         return EXIT_UNAVAILABLE
+    except NatsError as error:
+        needs = f"; --replicas {settings.replicas} needs a cluster with as many nodes" if settings.replicas > 1 else ""
+        told: object = getattr(error, "description", None) or error
+        message = f"tasktrail: {shown(settings.nats_url)} did not make the streams: {told}{needs}"
+        Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+        return EXIT_UNAVAILABLE
 
 
 async def _init(settings: Settings, console: Console) -> int:
@@ -222,7 +229,9 @@ async def _init(settings: Settings, console: Console) -> int:
     try:
         await require_api_level(nc, trail.API_LEVEL)
         js = nc.jetstream()
-        made = await trail.create(js, replicas=settings.replicas)
+        made = await trail.create(
+            js, replicas=settings.replicas, within_s=trail.CLUSTER_WITHIN_S if settings.replicas > 1 else 0.0
+        )
         make_keys(settings.data, (await js.stream_info(TRAIL)).state.last_seq)
         problems = await trail.differences(js, replicas=settings.replicas)
     finally:

@@ -105,7 +105,7 @@ async def parts(
         nc = await Connection.from_text(servers).connect("parts")
         stack.push_async_callback(nc.close)
         js = nc.jetstream()  # pyright: ignore[reportUnknownMemberType]  # nats-py's options have no types
-        await trail.create(js, replicas=replicas)
+        await trail.create(js, replicas=replicas, within_s=trail.CLUSTER_WITHIN_S)
         yield await _built(nc, js, Keyring.create(data), settings=settings, clock=clock, stack=stack)
 
 
