@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -27,6 +28,7 @@ from tasktrail.services import auditor as auditor_module
 from tasktrail.services.auditor import Auditor
 from tasktrail.services.connection import Connection
 from tasktrail.testing.nats import NatsCluster, NatsServer
+from tasktrail.testing.waiting import until
 
 SOON_S = 20.0
 
@@ -38,14 +40,16 @@ async def make_stream(js: JetStreamContext, replicas: int = 1) -> None:
 async def publish(js: JetStreamContext, messages: Sequence[Message]) -> None:
     """As the Ledger does, one after the other; again after an outage, under the same message id."""
     for message in messages:
-        headers = {MSG_ID: message.msg_id, KEY_ID: message.key_id, SIGNATURE: message.signature}
-        for _ in range(200):
-            with contextlib.suppress(NatsError, TimeoutError):
-                await js.publish(message.subject, message.body, headers=dict(headers), timeout=1)
-                break
-            await asyncio.sleep(0.05)
-        else:
-            pytest.fail(f"message {message.stream_seq} was not taken in 200 tries")
+        await until(partial(taken, js, message), what=f"message {message.stream_seq} is taken")
+
+
+async def taken(js: JetStreamContext, message: Message) -> bool:
+    """Whether the stream acknowledges it."""
+    headers = {MSG_ID: message.msg_id, KEY_ID: message.key_id, SIGNATURE: message.signature}
+    with contextlib.suppress(NatsError, TimeoutError):
+        await js.publish(message.subject, message.body, headers=headers, timeout=1)
+        return True
+    return False
 
 
 async def connect(url: str) -> Client:

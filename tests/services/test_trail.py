@@ -1,9 +1,11 @@
 """What the streams must look like. Source: design sections 5, 7 and 8 (never created or changed on start)."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from nats.errors import Error as NatsError
 from nats.js import api
 from nats.js.errors import APIError
 
@@ -45,6 +47,24 @@ async def test_what_is_created_is_as_it_should_be(fresh_nats: NatsServer) -> Non
     assert await trail.create(js) == []
     assert {name: (await js.stream_info(name)).created for name in NAMES} == made
     await nc.close()
+
+
+@pytest.mark.requirement("T1", "O1")
+async def test_streams_are_made_once_the_cluster_takes_them() -> None:
+    """A cluster without most of its nodes takes none; whoever has time waits for it, whoever has not is told."""
+    with NatsCluster() as cluster:
+        nc = await Connection.from_text(cluster.urls[0]).connect("test")
+        js = nc.jetstream()  # pyright: ignore[reportUnknownMemberType]  # nats-py's options have no types
+        for node in cluster.nodes[1:]:
+            cluster.kill(node)
+        with pytest.raises(NatsError):
+            await trail.create(js, replicas=3)
+        creating = asyncio.create_task(trail.create(js, replicas=3, within_s=120))
+        for node in cluster.nodes[1:]:
+            cluster.restart(node)
+        assert set(await creating) >= NAMES - {TRAIL}  # which may have been made by what was given up before
+        assert await trail.differences(js, replicas=3) == []
+        await nc.close()
 
 
 @pytest.mark.requirement("T1")
